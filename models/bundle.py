@@ -1,0 +1,287 @@
+"""The on-disk form of a student, and the checks before one is served.
+
+    manifest.json         what it is and where it came from; sha256 of every other file
+    circuit.json          the unbound circuit
+    weights.safetensors   reducer, ansatz, head (float64)
+    compiled.safetensors  the compiled expectation values
+    golden.json           texts with expected angles, expvals and probabilities
+
+A bundle's id is `<task>@<first 8 hex digits of the manifest's sha256>`: it names the bundle down to the last bit.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from models.circuit import Circuit
+from models.embedder import Embedder
+from models.engines import Engine
+from models.engines.compiled import CompiledEngine, MultilinearTensor, compile_circuit
+from models.engines.mindquantum import MindQuantumEngine
+from models.errors import BundleError, BundleFileError, BundleSchemaError, EngineError, ShapeError, StudentError
+from models.student import Student, StudentWeights, softmax
+
+SCHEMA_VERSION = 1
+SHIPPED = Path(__file__).parent / "bundles"
+ENGINES = ("compiled", "mindquantum")
+
+_FILES = ("circuit.json", "weights.safetensors", "compiled.safetensors", "golden.json")
+_ENGINE_TOLERANCE = 1e-9
+# Between processors the encoder's int8 kernels round differently; a wrong encoder or layer is off by far more.
+_EMBEDDER_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a student is and where it came from.
+
+    Attributes:
+        schema_version: Of this manifest.
+        task: Name of the task.
+        labels: Class names in the order of the logits.
+        embedder: `name`, `sha256` of its model and the `features` that make an embedding.
+        preset: Ansatz preset.
+        n_qubits: Number of qubits.
+        n_layers: Number of ansatz layers.
+        parameter_counts: Trainable parameters by part, and `total`.
+        metrics: What was measured on validation and test texts, the controls beside it.
+        teacher: The teacher's model, sha256, configuration and accuracy.
+        data_sha256: Hash of the texts of each split.
+        seed: Seed of the run.
+        configuration: The run configuration, whole.
+        command: The command that made the bundle.
+        library_versions: Versions of the libraries that made it.
+        files: sha256 of every other file.
+    """
+
+    schema_version: int
+    task: str
+    labels: list[str]
+    embedder: dict[str, Any]
+    preset: str
+    n_qubits: int
+    n_layers: int
+    parameter_counts: dict[str, int]
+    metrics: dict[str, Any]
+    teacher: dict[str, Any]
+    data_sha256: dict[str, str]
+    seed: int
+    configuration: dict[str, Any]
+    command: str
+    library_versions: dict[str, str]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Texts and what the student must make of them: angles and expvals (n, n_qubits), probs (n, n_classes)."""
+
+    texts: list[str]
+    angles: np.ndarray
+    expvals: np.ndarray
+    probs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle, every file checked against its manifest."""
+
+    id: str
+    manifest: Manifest
+    circuit: Circuit
+    weights: StudentWeights
+    tensor: MultilinearTensor
+    golden: Golden
+
+    @property
+    def features(self) -> list[str]:
+        """The embedder's pooled layers that make this student's embedding."""
+        return list(self.manifest.embedder["features"])
+
+    def student(self, engine: str = "compiled", dtype: type[np.floating] = np.float64) -> Student:
+        """The student on one of `ENGINES`; `dtype` is that of the compiled engine.
+
+        Raises:
+            EngineError: If the engine is unknown or not installed.
+        """
+        return Student(self.circuit, self.weights, self._engine(engine, dtype))
+
+    def verify(self, embedder: Embedder | None = None) -> None:
+        """Check the golden texts: angles to expvals and probs, and texts to angles where an embedder is given.
+
+        Raises:
+            BundleError: If a value differs by more than rounding allows, or the embedder is not the bundle's own.
+        """
+        student = self.student()
+        golden = self.golden
+        self._compare("expvals", student.expvals(golden.angles), golden.expvals, _ENGINE_TOLERANCE)
+        self._compare("probs", softmax(student.logits(golden.angles)), golden.probs, _ENGINE_TOLERANCE)
+        if embedder is None:
+            return
+        if embedder.sha256 != self.manifest.embedder["sha256"]:
+            raise BundleError(
+                f"{self.id}: distilled on the embedder with sha256 {self.manifest.embedder['sha256']}, "
+                f"found {embedder.name} with {embedder.sha256}"
+            )
+        angles = student.angles(embedder.embed(golden.texts, self.features))
+        self._compare("angles", angles, golden.angles, _EMBEDDER_TOLERANCE)
+
+    def _engine(self, engine: str, dtype: type[np.floating]) -> Engine:
+        if engine == "compiled":
+            return CompiledEngine(self.tensor, dtype)
+        if engine == "mindquantum":
+            return MindQuantumEngine(self.circuit.bind(ansatz=self.weights.ansatz.tolist()))
+        raise EngineError(f"unknown engine {engine!r}, expected one of {list(ENGINES)}")
+
+    def _compare(self, what: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+        error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+        if not error <= tolerance:
+            raise BundleError(
+                f"{self.id}: {what} of the golden texts differ from golden.json by {error:.2g}, expected at most {tolerance}"
+            )
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Load a bundle and check it: hashes, schema, shapes and golden values.
+
+    Raises:
+        BundleFileError: If a file is missing, truncated or altered; names it.
+        BundleSchemaError: If the manifest's or circuit's schema is not this version's.
+        BundleError: If the parts do not fit each other.
+    """
+    raw = _read(folder / "manifest.json", "a bundle's manifest")
+    manifest = _manifest(folder / "manifest.json", raw)
+    content = {name: _checked(folder / name, manifest) for name in _FILES}
+    bundle_id = f"{manifest.task}@{hashlib.sha256(raw).hexdigest()[:8]}"
+    try:
+        circuit = Circuit.from_json(json.loads(content["circuit.json"]))
+        weights = StudentWeights(**load_tensors(content["weights.safetensors"]))
+        tensor = _tensor(load_tensors(content["compiled.safetensors"]), circuit.n_qubits)
+        golden = _golden(json.loads(content["golden.json"]))
+        bundle = Bundle(bundle_id, manifest, circuit, weights, tensor, golden)
+        bundle.verify()
+    except BundleError:
+        raise
+    except (StudentError, SafetensorError, ValueError, KeyError, TypeError) as exc:
+        raise BundleError(f"{folder}: the files do not make a student: {exc}") from exc
+    found = bundle.student().parameter_counts
+    if found != manifest.parameter_counts or len(manifest.labels) != weights.n_classes:
+        raise BundleError(
+            f"{folder}: weights hold {found} parameters and {weights.n_classes} classes, manifest.json says "
+            f"{manifest.parameter_counts} and {manifest.labels}"
+        )
+    return bundle
+
+
+def write_bundle(
+    folder: Path,
+    facts: Mapping[str, Any],
+    circuit: Circuit,
+    weights: StudentWeights,
+    embedder: Embedder,
+    golden_texts: Sequence[str],
+) -> Bundle:
+    """Compile the circuit, compute the golden values and write a bundle; an older one is replaced only when all is well.
+
+    Args:
+        folder: Where the bundle goes.
+        facts: The manifest's fields but `schema_version`, `parameter_counts` and `files`.
+        circuit: The unbound student circuit.
+        weights: What was trained.
+        embedder: The embedder that the student was distilled on.
+        golden_texts: Texts whose values are written down.
+    """
+    tensor = compile_circuit(circuit.bind(ansatz=weights.ansatz.tolist()))
+    student = Student(circuit, weights, CompiledEngine(tensor))
+    angles = student.angles(embedder.embed(golden_texts, facts["embedder"]["features"]))
+    golden = {
+        "texts": list(golden_texts),
+        "angles": angles.tolist(),
+        "expvals": student.expvals(angles).tolist(),
+        "probs": softmax(student.logits(angles)).tolist(),
+    }
+    compiled = {"left": tensor.left} if tensor.right is None else {"left": tensor.left, "right": tensor.right}
+    content = {
+        "circuit.json": json.dumps(circuit.to_json(), indent=1).encode(),
+        "weights.safetensors": save_tensors({name: np.ascontiguousarray(v) for name, v in vars(weights).items()}),
+        "compiled.safetensors": save_tensors({name: np.ascontiguousarray(v) for name, v in compiled.items()}),
+        "golden.json": json.dumps(golden, indent=1, ensure_ascii=False).encode(),
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        parameter_counts=student.parameter_counts,
+        files={name: hashlib.sha256(data).hexdigest() for name, data in content.items()},
+        **facts,
+    )
+    content["manifest.json"] = (json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n").encode()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, data in content.items():
+            (partial / name).write_bytes(data)
+        bundle = load_bundle(partial)
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return bundle
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise BundleFileError(f"{path}: expected {what}, found no readable file ({exc.strerror})") from exc
+
+
+def _checked(path: Path, manifest: Manifest) -> bytes:
+    data = _read(path, "the file that manifest.json names")
+    expected, found = manifest.files.get(path.name), hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise BundleFileError(f"{path}: expected sha256 {expected}, found {found} ({len(data)} bytes)")
+    return data
+
+
+def _manifest(path: Path, raw: bytes) -> Manifest:
+    try:
+        value = json.loads(raw)
+    except ValueError as exc:
+        raise BundleFileError(f"{path}: expected JSON, found {exc}") from exc
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleSchemaError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
+    wanted = {field.name for field in fields(Manifest)}
+    if set(value) != wanted:
+        raise BundleSchemaError(
+            f"{path}: expected the fields {sorted(wanted)}, missing {sorted(wanted - set(value))}, "
+            f"unknown {sorted(set(value) - wanted)}"
+        )
+    return Manifest(**value)
+
+
+def _tensor(arrays: dict[str, np.ndarray], n_qubits: int) -> MultilinearTensor:
+    n_left = n_qubits // 2
+    tensor = MultilinearTensor(arrays["left"], arrays.get("right"), n_left, n_qubits - n_left)
+    if tensor.left.shape[0] != n_qubits:
+        raise ShapeError(f"the compiled tensor has {tensor.left.shape[0]} outputs, expected {n_qubits}")
+    return tensor
+
+
+def _golden(value: Mapping[str, Any]) -> Golden:
+    return Golden(value["texts"], *(np.array(value[name], dtype=float) for name in ("angles", "expvals", "probs")))

