@@ -2,8 +2,8 @@
 
 Three kinds of block exhaust the gate set: one-qubit rotations that act side by side, diagonal gates (a phase on every
 basis state) and permutations of the basis states. A gate joins the earliest block of its kind that it can reach by
-commuting backwards: past gates on other qubits, and, if diagonal, past diagonal gates. The `paper` and `released`
-layers become one block of each kind.
+commuting backwards: past gates on other qubits, and, if diagonal, past diagonal gates. A `paper` layer becomes one
+block of each kind, a `released` layer five blocks, a `chain` layer four.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def diagonal_phases(gate: Gate, n_qubits: int) -> np.ndarray:
     """
     ones = [_bit(qubit, n_qubits) for qubit in gate.qubits]
     if gate.name == "cz":
-        return np.pi * (ones[0] * ones[1]).astype(float)
+        return np.asarray(np.pi * (ones[0] * ones[1]))
     parity = ones[0] if gate.name == "rz" else ones[0] ^ ones[1]
-    return parity - 0.5
+    return np.asarray(parity - 0.5)
 
 
 def permutation(gates: Iterable[Gate], n_qubits: int) -> np.ndarray:

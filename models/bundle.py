@@ -16,10 +16,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
@@ -42,6 +42,7 @@ _FILES = ("circuit.json", "weights.safetensors", "compiled.safetensors", "golden
 _ENGINE_TOLERANCE = 1e-9
 # Between processors the encoder's int8 kernels round differently; a wrong encoder or layer is off by far more.
 _EMBEDDER_TOLERANCE = 0.05
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ class Bundle:
         error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
         if not error <= tolerance:
             raise BundleError(
-                f"{self.id}: {what} of the golden texts differ from golden.json by {error:.2g}, expected at most {tolerance}"
+                f"{self.id}: {what} of the golden texts differ from golden.json by {error:.2g}, "
+                f"expected at most {tolerance}"
             )
 
 
@@ -166,22 +168,25 @@ def load_bundle(folder: Path) -> Bundle:
     manifest = _manifest(folder / "manifest.json", raw)
     content = {name: _checked(folder / name, manifest) for name in _FILES}
     bundle_id = f"{manifest.task}@{hashlib.sha256(raw).hexdigest()[:8]}"
+
+    def parsed(name: str, parse: Callable[[bytes], _T]) -> _T:
+        return _parsed(folder / name, content[name], parse)
+
+    circuit = parsed("circuit.json", lambda data: Circuit.from_json(json.loads(data)))
+    weights = parsed("weights.safetensors", lambda data: StudentWeights(**load_tensors(data)))
+    tensor = parsed("compiled.safetensors", lambda data: _tensor(load_tensors(data), circuit.n_qubits))
+    golden = parsed("golden.json", lambda data: _golden(json.loads(data)))
+    bundle = Bundle(bundle_id, manifest, circuit, weights, tensor, golden)
     try:
-        circuit = Circuit.from_json(json.loads(content["circuit.json"]))
-        weights = StudentWeights(**load_tensors(content["weights.safetensors"]))
-        tensor = _tensor(load_tensors(content["compiled.safetensors"]), circuit.n_qubits)
-        golden = _golden(json.loads(content["golden.json"]))
-        bundle = Bundle(bundle_id, manifest, circuit, weights, tensor, golden)
         bundle.verify()
-    except BundleError:
-        raise
-    except (StudentError, SafetensorError, ValueError, KeyError, TypeError) as exc:
+    except (ShapeError, EngineError) as exc:
         raise BundleError(f"{folder}: the files do not make a student: {exc}") from exc
     found = bundle.student().parameter_counts
-    if found != manifest.parameter_counts or len(manifest.labels) != weights.n_classes:
+    says = (manifest.parameter_counts, len(manifest.labels), manifest.n_qubits)
+    if says != (found, weights.n_classes, circuit.n_qubits):
         raise BundleError(
-            f"{folder}: weights hold {found} parameters and {weights.n_classes} classes, manifest.json says "
-            f"{manifest.parameter_counts} and {manifest.labels}"
+            f"{folder / 'manifest.json'}: parameters, classes and qubits are {says}, the other files hold "
+            f"{(found, weights.n_classes, circuit.n_qubits)}"
         )
     return bundle
 
@@ -194,7 +199,7 @@ def write_bundle(
     embedder: Embedder,
     golden_texts: Sequence[str],
 ) -> Bundle:
-    """Compile the circuit, compute the golden values and write a bundle; an older one is replaced only when all is well.
+    """Compile the circuit, compute the golden values and write a bundle; an older one is replaced when all is well.
 
     Args:
         folder: Where the bundle goes.
@@ -234,13 +239,26 @@ def write_bundle(
             (partial / name).write_bytes(data)
         bundle = load_bundle(partial)
         partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
+        _swap(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return bundle
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; the old one is deleted last and comes back if that fails."""
+    if not folder.exists():
+        new.replace(folder)
+        return
+    old = new.with_name(f"{new.name}.old")
+    folder.replace(old)
+    try:
+        new.replace(folder)
+    except BaseException:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -272,7 +290,26 @@ def _manifest(path: Path, raw: bytes) -> Manifest:
             f"{path}: expected the fields {sorted(wanted)}, missing {sorted(wanted - set(value))}, "
             f"unknown {sorted(set(value) - wanted)}"
         )
+    for name, hint in get_type_hints(Manifest).items():
+        expected = get_origin(hint) or hint
+        if not isinstance(value[name], expected):
+            raise BundleSchemaError(f"{path}: {name} is {value[name]!r}, expected {expected.__name__}")
+    missing = {"name", "sha256", "features"} - set(value["embedder"])
+    if missing:
+        raise BundleSchemaError(f"{path}: embedder lacks {sorted(missing)}")
     return Manifest(**value)
+
+
+def _parsed(path: Path, data: bytes, parse: Callable[[bytes], _T]) -> _T:
+    """What `parse` makes of a file's bytes; its errors name the file."""
+    try:
+        return parse(data)
+    except BundleSchemaError as exc:
+        raise BundleSchemaError(f"{path}: {exc}") from exc
+    except KeyError as exc:
+        raise BundleError(f"{path}: expected {exc}, found none") from exc
+    except (StudentError, SafetensorError, ValueError, TypeError) as exc:
+        raise BundleError(f"{path}: {exc}") from exc
 
 
 def _tensor(arrays: dict[str, np.ndarray], n_qubits: int) -> MultilinearTensor:

@@ -110,7 +110,7 @@ class Circuit:
         return Circuit(self.n_qubits, tuple(bound(gate) for gate in self.gates))
 
     def fused(self) -> Circuit:
-        """Merge successive rotations about one axis, whose angles are numbers, into one rotation by the sum (eq. 7, 10).
+        """Merge successive rotations about one axis, their angles numbers, into one rotation by the sum (eq. 7, 10).
 
         Successive means that no other gate touches the qubits in between.
         """
@@ -137,11 +137,18 @@ class Circuit:
         """
         if isinstance(gate.angle, Symbol):
             raise UnboundParameterError(
-                f"{gate.name} on {gate.qubits} has the unbound angle {gate.angle.kind}[{gate.angle.index}]; bind() it first"
+                f"{gate.name} on {gate.qubits} has the unbound angle {gate.angle.kind}[{gate.angle.index}]; "
+                "bind() it first"
             )
         if gate.angle is None:
             raise CircuitError(f"{gate.name} takes no angle")
         return gate.angle
+
+    def require_bound(self) -> None:
+        """Raise `UnboundParameterError` for the first angle that is still symbolic."""
+        for gate in self.gates:
+            if isinstance(gate.angle, Symbol):
+                self.angle(gate)
 
     def to_json(self) -> dict[str, Any]:
         """The circuit as JSON values; `from_json` gives back an equal circuit."""
@@ -166,11 +173,13 @@ class Circuit:
             raise BundleSchemaError(f"circuit schema_version is {version!r}, expected {SCHEMA_VERSION}")
         try:
             circuit = cls(int(value["n_qubits"]), tuple(_gate_from_json(gate) for gate in value["gates"]))
-        except (KeyError, TypeError, ValueError) as exc:
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise BundleSchemaError(f"circuit JSON does not have the expected form: {exc!r}") from exc
         for field in ("n_inputs", "n_parameters"):
             if value.get(field) != getattr(circuit, field):
-                raise BundleSchemaError(f"circuit {field} is {value.get(field)!r}, its gates need {getattr(circuit, field)}")
+                raise BundleSchemaError(
+                    f"circuit {field} is {value.get(field)!r}, its gates need {getattr(circuit, field)}"
+                )
         return circuit
 
     def _count(self, kind: str) -> int:
@@ -236,8 +245,9 @@ def _paper_layer(n: int, new: _ParameterCounter) -> Iterable[Gate]:
 def _released_layer(n: int, new: _ParameterCounter) -> Iterable[Gate]:
     """The layer of the authors' public code, for any n; 3(n-1) + (n-2) + 3n parameters, 72 for n = 11 (Table 3).
 
-    R_Y on all qubits but the last, R_ZZ between neighbours from qubit 1 on, R_Z on all, then CNOTs that make the
-    interaction graph the line (n-1)-0-1-...-(n-2).
+    R_Y on all qubits but the last, R_ZZ between neighbours from qubit 1 on, R_Z on all, then CNOTs along the line
+    (n-1)-0-1-...-(n-2). R_ZZ on (n-2, n-1) closes that line to a ring. Qubit n-1 is only ever a control or diagonal:
+    its <Z> stays cos z.
     """
     for q in range(n - 1):
         yield from (Gate("ry", (q,), new()) for _ in range(3))
@@ -291,12 +301,12 @@ def trainable_parameters(embedding_size: int, circuit: Circuit, n_classes: int) 
 
 
 def as_angles(angles: np.ndarray, n_inputs: int) -> np.ndarray:
-    """Check a batch of angles, shape (batch, n_inputs), and return it as finite floats.
+    """Check a batch of angles, shape (batch, n_inputs), and return it as finite float64.
 
     Raises:
         ShapeError: If the shape differs or a value is not finite.
     """
-    angles = np.asarray(angles)
+    angles = np.asarray(angles, dtype=np.float64)
     if angles.ndim != 2 or angles.shape[1] != n_inputs:
         raise ShapeError(f"angles have shape {angles.shape}, expected (batch, {n_inputs})")
     if not np.isfinite(angles).all():

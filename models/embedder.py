@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 POOLINGS = ("mean",)
 SHIPPED = Path(__file__).parent / "embedders"
 _FILES = ("model.onnx", "tokenizer.json")
+_MAX_CHARACTERS_PER_TOKEN = 100  # a word longer than this is one unknown token in every BERT vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class Feature:
     @classmethod
     def parse(cls, text: str, n_layers: int) -> Feature:
         pooling, _, layer = text.partition(":")
-        if pooling not in POOLINGS or not layer.isdigit() or int(layer) > n_layers:
+        if pooling not in POOLINGS or not (layer.isascii() and layer.isdigit()) or int(layer) > n_layers:
             raise EmbedderError(
-                f"feature {text!r}, expected POOLING:LAYER with a pooling of {list(POOLINGS)} and a layer of 0 to {n_layers}"
+                f"feature {text!r}, expected POOLING:LAYER with a pooling of {list(POOLINGS)} "
+                f"and a layer of 0 to {n_layers}"
             )
         return cls(pooling, int(layer))
 
@@ -71,27 +73,36 @@ class Embedder:
         self.hidden_size: int = self.info["hidden_size"]
         self.max_tokens: int = self.info["max_tokens"]
         self.sha256: str = self.info["files"]["model.onnx"]
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = _tokenizer(folder / "tokenizer.json")
         # The source's file may pad every text to 128 tokens and truncate: both are done here, knowingly.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = _session(folder / "model.onnx", options)
 
     def embedding_size(self, features: Sequence[str]) -> int:
         """Length m of the embedding made of `features`."""
         return self.hidden_size * len([Feature.parse(f, self.n_layers) for f in features])
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
-        """Token ids of every text, cut to `max_tokens` with the closing special token kept."""
+        """Token ids of every text, cut to `max_tokens` with the closing special token kept.
+
+        Raises:
+            EmbedderError: If a text holds half a surrogate pair, which JSON can carry and UTF-8 cannot.
+        """
+        for i, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as exc:
+                raise EmbedderError(f"text {i} is not valid Unicode: {exc.reason} at character {exc.start}") from exc
+        # The work grows with the text, so a text far beyond what is read is cut before it is tokenised.
+        limit = _MAX_CHARACTERS_PER_TOKEN * self.max_tokens
         tokens = []
-        for encoding in self._tokenizer.encode_batch(list(texts)):
-            ids, long = encoding.ids, len(encoding.ids) > self.max_tokens
-            if long:
+        for text, encoding in zip(texts, self._tokenizer.encode_batch([text[:limit] for text in texts]), strict=True):
+            ids, long = encoding.ids, len(encoding.ids) > self.max_tokens or len(text) > limit
+            if len(ids) > self.max_tokens:
                 ids = [*ids[: self.max_tokens - 1], ids[-1]]
             tokens.append(Tokens(tuple(ids), long))
         return tokens
@@ -139,19 +150,34 @@ def find_embedder(name: str) -> Path:
     raise EmbedderError(f"embedder {name!r}: expected one of {shipped} or a folder with embedder.json, found neither")
 
 
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as exc:  # tokenizers raises nothing narrower
+        raise EmbedderError(f"{path}: expected a tokenizer, found {exc}") from exc
+
+
+def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # onnxruntime's errors share no narrower base
+        raise EmbedderError(f"{path}: expected an ONNX model that onnxruntime can run, found {exc}") from exc
+
+
 def _read_info(folder: Path) -> dict[str, Any]:
     path = folder / "embedder.json"
     try:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
+    except OSError as exc:
         raise EmbedderError(f"{path}: no such file; expected an exported embedder") from exc
     except ValueError as exc:
         raise EmbedderError(f"{path}: expected JSON, found {exc}") from exc
-    if info.get("schema_version") != SCHEMA_VERSION:
-        raise EmbedderError(f"{path}: schema_version is {info.get('schema_version')!r}, expected {SCHEMA_VERSION}")
+    version = info.get("schema_version") if isinstance(info, dict) else None
+    if version != SCHEMA_VERSION:
+        raise EmbedderError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
     missing = {"name", "n_layers", "hidden_size", "max_tokens", "files", "source"} - set(info)
     if missing:
-        raise EmbedderError(f"{path}: expected the fields {sorted(missing)}, found none of them")
+        raise EmbedderError(f"{path}: the fields {sorted(missing)} are missing")
     for name in _FILES:
         file = folder / name
         if not file.is_file():

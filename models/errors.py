@@ -1,15 +1,15 @@
 """Every error that `models` raises on purpose.
 
-    StudentError
-    ├── CircuitError            a gate, parameter or preset that cannot be built, bound or exported
-    │   └── UnboundParameterError   an angle was needed and is still symbolic
-    ├── ShapeError              an array whose shape does not fit the student
-    ├── EngineError             an engine that cannot evaluate this circuit here
-    ├── EmptyCountsError        counts without a single shot
-    ├── EmbedderError           an embedder folder or a text that cannot be embedded
-    └── BundleError             a bundle that must not be served
-        ├── BundleFileError         a file is missing, truncated or altered
-        └── BundleSchemaError       a manifest or circuit this version cannot read
+StudentError
+├── CircuitError            a gate, parameter or preset that cannot be built, bound or exported
+│   └── UnboundParameterError   an angle was needed and is still symbolic
+├── ShapeError              an array whose shape does not fit the student
+├── EngineError             an engine that cannot evaluate this circuit here
+├── EmptyCountsError        counts without a single shot
+├── EmbedderError           an embedder folder or a text that cannot be embedded
+└── BundleError             a bundle that must not be served
+    ├── BundleFileError         a file is missing, truncated or altered
+    └── BundleSchemaError       a manifest or circuit this version cannot read
 """
 
 from __future__ import annotations

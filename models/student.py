@@ -65,7 +65,9 @@ class Student:
         if weights.ansatz.shape != (circuit.n_parameters,):
             raise ShapeError(f"ansatz has shape {weights.ansatz.shape}, expected {(circuit.n_parameters,)}")
         if len(weights.reducer_bias) != circuit.n_inputs:
-            raise ShapeError(f"the reducer makes {len(weights.reducer_bias)} angles, the circuit takes {circuit.n_inputs}")
+            raise ShapeError(
+                f"the reducer makes {len(weights.reducer_bias)} angles, the circuit takes {circuit.n_inputs}"
+            )
         self.circuit = circuit
         self.weights = weights
         self.engine = engine
@@ -78,7 +80,9 @@ class Student:
     def angles(self, embeddings: np.ndarray) -> np.ndarray:
         """z = w E + b (eq. 4); embeddings (batch, embedding_size), returns (batch, n_qubits), radians."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.weights.embedding_size:
-            raise ShapeError(f"embeddings have shape {embeddings.shape}, expected (batch, {self.weights.embedding_size})")
+            raise ShapeError(
+                f"embeddings have shape {embeddings.shape}, expected (batch, {self.weights.embedding_size})"
+            )
         return np.asarray(embeddings @ self.weights.reducer_weight.T + self.weights.reducer_bias)
 
     def expvals(self, angles: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Serves distilled students over HTTP. Imports `models`, never `training`."""

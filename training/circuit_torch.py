@@ -30,7 +30,9 @@ class CircuitExpvals(torch.nn.Module):
         _, ansatz = split_feature_map(circuit)
         self.n_qubits = circuit.n_qubits
         self.n_parameters = ansatz.n_parameters
-        self.steps = torch.nn.ModuleList(_step(b, self.n_qubits, self.n_parameters, dtype) for b in blocks(ansatz.gates))
+        self.steps = torch.nn.ModuleList(
+            _step(b, self.n_qubits, self.n_parameters, dtype) for b in blocks(ansatz.gates)
+        )
         self.signs: torch.Tensor
         self.register_buffer("signs", torch.tensor(z_signs(self.n_qubits).T, dtype=dtype))
         # (-i)^(ones in the basis state): the phases of the product state behind R_X, as (real, imaginary).
@@ -114,7 +116,9 @@ class _Diagonal(torch.nn.Module):
         super().__init__()
         self.angles = _Angles(gates, dtype)
         self.phases: torch.Tensor
-        self.register_buffer("phases", torch.tensor(np.array([diagonal_phases(g, n_qubits) for g in gates]), dtype=dtype))
+        self.register_buffer(
+            "phases", torch.tensor(np.array([diagonal_phases(g, n_qubits) for g in gates]), dtype=dtype)
+        )
 
     def forward(
         self, real: torch.Tensor, imaginary: torch.Tensor, ansatz: torch.Tensor
@@ -145,5 +149,7 @@ def _step(block: Block, n_qubits: int, n_parameters: int, dtype: torch.dtype) ->
         return _Diagonal(block.gates, n_qubits, dtype)
     other = next((gate for gate in block.gates if gate.name != "ry"), None)
     if other is not None:
-        raise EngineError(f"{other.name} on {other.qubits} behind the feature map; the ansatz takes ry, rz, rzz, cx, cz")
+        raise EngineError(
+            f"{other.name} on {other.qubits} behind the feature map; the ansatz takes ry, rz, rzz, cx, cz"
+        )
     return _Rotations(block.gates, n_qubits, dtype)

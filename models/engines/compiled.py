@@ -23,6 +23,7 @@ from models.observables import z_signs
 
 MAX_QUBITS = 12  # the unitary alone takes 16 * 4**n bytes: 268 MB at 12, 4.3 GB at 14
 _RANK_TOLERANCE = 1e-13  # of the largest singular value; far below the 1e-9 that engines agree to
+_ZERO_TOLERANCE = 1e-15  # of the largest coefficient: all 3**12 of them together stay below 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,8 @@ class MultilinearTensor:
         return self.left.size + (0 if self.right is None else self.right.size)
 
     def __call__(self, angles: np.ndarray) -> np.ndarray:
-        """Evaluate for angles of shape (batch, n_left + n_right); returns (batch, n_outputs) in the tensor's dtype."""
-        cos, sin = np.cos(angles).astype(self.left.dtype), np.sin(angles).astype(self.left.dtype)
-        left = _products(cos[:, : self.n_left], sin[:, : self.n_left])
-        right = _products(cos[:, self.n_left :], sin[:, self.n_left :])
-        if self.right is not None:
-            right = right @ self.right.T
-        # One product for all outputs: (batch, 3**n_left) x (3**n_left, n_outputs * rank).
-        n_outputs, _, rank = self.left.shape
-        inner = left @ self._left_matrix
-        return np.asarray(np.einsum("bok,bk->bo", inner.reshape(-1, n_outputs, rank), right))
-
-    @property
-    def _left_matrix(self) -> np.ndarray:
-        return self.left.transpose(1, 0, 2).reshape(self.left.shape[1], -1)
+        """Evaluate for angles of shape (batch, n_left + n_right); returns (batch, n_outputs), float64."""
+        return Evaluator(self, np.float64)(angles)
 
     def combine(self, weights: np.ndarray, bias: np.ndarray) -> MultilinearTensor:
         """The tensor of `weights @ outputs + bias`; weights (n_new, n_outputs), bias (n_new,)."""
@@ -78,6 +67,45 @@ class MultilinearTensor:
         full = full.reshape(len(weights), 3**self.n_left, 3**self.n_right)
         full[:, 0, 0] += bias
         return _compress(full, self.n_left, self.n_right)
+
+
+class Evaluator:
+    """A tensor laid out for batches: the batch is the last axis, and rows and columns of zeros are left out.
+
+    Zeros are common: a qubit whose sine no output reads (the last one of `released`) is a third of all columns, and in
+    shallow circuits distant qubits never meet.
+    """
+
+    def __init__(self, tensor: MultilinearTensor, dtype: type[np.floating]) -> None:
+        self._dtype = dtype
+        self._n_left = tensor.n_left
+        self._n_outputs = len(tensor.left)
+        left, right = tensor.left, tensor.right
+        rows, self._left_sines, self._left_places = _kept(np.asarray(left.any(axis=(0, 2))), tensor.n_left)
+        columns, self._right_sines, self._right_places = _kept(
+            np.asarray(left.any(axis=(0, 1)) if right is None else right.any(axis=0)), tensor.n_right
+        )
+        if right is None:
+            left = left[:, :, columns]
+        self._right = None if right is None else np.ascontiguousarray(right[:, columns], dtype=dtype)
+        self._rank = left.shape[2]
+        matrix = left[:, rows].transpose(0, 2, 1).reshape(-1, len(rows))
+        self._matrix = np.ascontiguousarray(matrix, dtype=dtype)
+
+    def __call__(self, angles: np.ndarray) -> np.ndarray:
+        """Angles (batch, n_qubits) to outputs (batch, n_outputs) in the evaluator's dtype."""
+        cos, sin = np.cos(angles.T).astype(self._dtype), np.sin(angles.T).astype(self._dtype)
+        left = _products(cos[: self._n_left], sin[: self._n_left], self._left_sines)
+        right = _products(cos[self._n_left :], sin[self._n_left :], self._right_sines)
+        if self._left_places is not None:
+            left = left[self._left_places]
+        if self._right_places is not None:
+            right = right[self._right_places]
+        if self._right is not None:
+            right = self._right @ right
+        # One product for all outputs: (n_outputs * rank, rows) x (rows, batch).
+        inner = (self._matrix @ left).reshape(self._n_outputs, self._rank, len(angles))
+        return np.asarray(np.einsum("okb,kb->bo", inner, right))
 
 
 class CompiledEngine:
@@ -93,19 +121,41 @@ class CompiledEngine:
     def __init__(self, tensor: MultilinearTensor, dtype: type[np.floating] = np.float64) -> None:
         self._exact = tensor
         self._dtype = dtype
-        self._expvals = _cast(tensor, dtype)
-        self._linear: tuple[np.ndarray, np.ndarray, MultilinearTensor] | None = None
+        self._n_qubits = tensor.n_left + tensor.n_right
+        self._expvals = Evaluator(tensor, dtype)
+        self._head: _Head | None = None
 
     def expvals(self, angles: np.ndarray) -> np.ndarray:
         """<Z_q> of every qubit; angles (batch, n_qubits) in radians, returns the same shape."""
-        return self._expvals(as_angles(angles, self._expvals.n_left + self._expvals.n_right))
+        return self._expvals(as_angles(angles, self._n_qubits))
 
     def linear(self, angles: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """weights @ <Z> + bias with the head folded into the tensor; folded once for each head."""
-        angles = as_angles(angles, self._expvals.n_left + self._expvals.n_right)
-        if self._linear is None or self._linear[0] is not weights or self._linear[1] is not bias:
-            self._linear = (weights, bias, _cast(self._exact.combine(weights, bias), self._dtype))
-        return self._linear[2](angles)
+        angles = as_angles(angles, self._n_qubits)
+        head = self._head
+        if head is None or head.weights is not weights or head.bias is not bias:
+            head = self._head = _Head.fold(self._exact, weights, bias, self._dtype)
+        return np.asarray(head.evaluator(angles) @ head.mix)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A head folded into the tensor: its outputs are `mix` of as many independent ones as its rank.
+
+    A head whose rows sum to zero over the classes, as softmax allows, has one output less to evaluate.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    evaluator: Evaluator
+    mix: np.ndarray
+
+    @classmethod
+    def fold(cls, tensor: MultilinearTensor, weights: np.ndarray, bias: np.ndarray, dtype: type[np.floating]) -> _Head:
+        u, s, vt = np.linalg.svd(np.column_stack([weights, bias]), full_matrices=False)
+        rank = max(1, int((s > _RANK_TOLERANCE * s[0]).sum()))
+        combined = tensor.combine(vt[:rank, :-1], vt[:rank, -1])
+        return cls(weights, bias, Evaluator(combined, dtype), (u[:, :rank] * s[:rank]).T.astype(dtype))
 
 
 def compile_circuit(circuit: Circuit) -> MultilinearTensor:
@@ -150,11 +200,11 @@ def _unitary(circuit: Circuit) -> np.ndarray:
 def _apply(block: Block, circuit: Circuit, matrix: np.ndarray) -> np.ndarray:
     n = circuit.n_qubits
     if block.kind == "permutation":
-        return matrix[permutation(block.gates, n)]
+        return np.asarray(matrix[permutation(block.gates, n)])
     if block.kind == "diagonal":
         angles = [1.0 if gate.angle is None else circuit.angle(gate) for gate in block.gates]
         phases = np.sum([a * diagonal_phases(g, n) for a, g in zip(angles, block.gates, strict=True)], axis=0)
-        return np.exp(1j * phases)[:, None] * matrix
+        return np.asarray(np.exp(1j * phases)[:, None] * matrix)
     for gate in Circuit(n, tuple(block.gates)).fused().gates:
         half = circuit.angle(gate) / 2
         off = np.sin(half) * (-1j if gate.name == "rx" else 1)
@@ -183,28 +233,54 @@ def _multilinear(quadratic: np.ndarray, n: int) -> np.ndarray:
 
 
 def _compress(full: np.ndarray, n_left: int, n_right: int) -> MultilinearTensor:
-    """Keep a tensor (n_outputs, 3**n_left, 3**n_right) as two factors where that makes evaluation cheaper."""
-    n_outputs, rows, columns = full.shape
-    u, s, vt = np.linalg.svd(full.reshape(-1, columns), full_matrices=False)
-    rank = max(1, int((s > _RANK_TOLERANCE * s[0]).sum()))
-    if rank * (n_outputs * rows + columns) >= full.size:
-        return MultilinearTensor(full, None, n_left, n_right)
-    return MultilinearTensor((u[:, :rank] * s[:rank]).reshape(n_outputs, rows, rank), vt[:rank], n_left, n_right)
+    """Keep a tensor (n_outputs, 3**n_left, 3**n_right) as two factors where that makes evaluation cheaper.
+
+    Rows and columns that hold nothing but rounding become exact zeros, which `Evaluator` leaves out.
+    """
+    n_outputs = len(full)
+    size = np.abs(full).max(axis=0)
+    something = size > _ZERO_TOLERANCE * size.max()
+    rows, columns = np.flatnonzero(something.any(axis=1)), np.flatnonzero(something.any(axis=0))
+    kept = full[:, rows][:, :, columns]
+    u, s, vt = np.linalg.svd(kept.reshape(-1, len(columns)), full_matrices=False)
+    rank = max(1, int((s > _RANK_TOLERANCE * s[:1]).sum()))
+    if rank * (n_outputs * len(rows) + len(columns)) >= kept.size:
+        left = np.zeros_like(full)
+        left[:, rows[:, None], columns] = kept
+        return MultilinearTensor(left, None, n_left, n_right)
+    left = np.zeros((n_outputs, 3**n_left, rank))
+    left[:, rows] = (u[:, :rank] * s[:rank]).reshape(n_outputs, len(rows), rank)
+    right = np.zeros((rank, 3**n_right))
+    right[:, columns] = vt[:rank]
+    return MultilinearTensor(left, right, n_left, n_right)
 
 
-def _cast(tensor: MultilinearTensor, dtype: type[np.floating]) -> MultilinearTensor:
-    right = None if tensor.right is None else tensor.right.astype(dtype)
-    return MultilinearTensor(tensor.left.astype(dtype), right, tensor.n_left, tensor.n_right)
+def _products(cos: np.ndarray, sin: np.ndarray, sines: np.ndarray) -> np.ndarray:
+    """Kronecker product of the (1, cos, sin) of every qubit, the first one slowest, the batch last.
 
-
-def _products(cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Row-wise Kronecker product of the (1, cos, sin) of every qubit, shape (batch, 3**n)."""
-    batch, n = cos.shape
-    result = np.ones((batch, 1), dtype=cos.dtype)
-    for qubit in range(n):
-        step = np.empty((batch, result.shape[1], 3), dtype=cos.dtype)
-        step[..., 0] = result
-        np.multiply(result, cos[:, qubit, None], out=step[..., 1])
-        np.multiply(result, sin[:, qubit, None], out=step[..., 2])
-        result = step.reshape(batch, -1)
+    cos and sin have shape (n, batch); a qubit for which `sines` is False brings (1, cos) only.
+    """
+    n, batch = cos.shape
+    result = np.empty((int(np.prod(np.where(sines, 3, 2))), batch), dtype=cos.dtype)
+    result[:1] = 1
+    done = 1
+    for q in reversed(range(n)):
+        np.multiply(result[:done], cos[q], out=result[done : 2 * done])
+        if sines[q]:
+            np.multiply(result[:done], sin[q], out=result[2 * done : 3 * done])
+        done *= 3 if sines[q] else 2
     return result
+
+
+def _kept(nonzero: np.ndarray, n_qubits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """How to leave zeros out of the 3**n_qubits products of some qubits.
+
+    Returns:
+        Indices of the non-zeros; whether each qubit's sine is read at all, shape (n_qubits,); and where the non-zeros
+        are among the products without the unread sines, None for all of them.
+    """
+    digits = np.indices((3,) * n_qubits).reshape(n_qubits, 3**n_qubits)
+    sines = np.array([nonzero[row == 2].any() for row in digits], dtype=bool)
+    built = (sines[:, None] | (digits < 2)).all(axis=0)
+    places = np.flatnonzero(nonzero[built])
+    return np.flatnonzero(nonzero), sines, None if len(places) == built.sum() else places

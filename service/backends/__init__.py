@@ -1,0 +1,1 @@
+"""What a caller can ask to run a circuit: one file per backend, behind `Backend`."""

@@ -1,0 +1,29 @@
+"""`simulator`: exact expectation values, computed in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.student import softmax
+from service.backends.base import Classification
+from service.batching import Batcher
+from service.registry import LoadedBundle
+
+
+class Simulator:
+    """Answers from the student's engine, in batches shared with other requests."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    async def classify(self, bundle: LoadedBundle, texts: Sequence[str]) -> Classification:
+        """Classify texts; raises OverloadedError if too many are waiting."""
+        evaluation = await self._batcher.evaluate(bundle, texts)
+        return Classification(
+            probs=softmax(evaluation.logits.astype(np.float64)),
+            truncated=evaluation.truncated,
+            embed_seconds=evaluation.embed_seconds,
+            circuit_seconds=evaluation.circuit_seconds,
+        )

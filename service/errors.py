@@ -1,0 +1,188 @@
+"""Every error of the service, and the one table that says what each is over HTTP.
+
+ServiceError
+├── StartupError                    the service cannot start; `qdserve` prints it and exits with 2
+│   ├── SettingsError                   a setting is not allowed
+│   ├── RegistryError                   the folder of bundles cannot be served as it is
+│   └── AddressError                    the address to listen on or the state folder cannot be used
+└── ProblemError                    an answer, by the table `PROBLEMS`
+    ├── MalformedBodyError
+    ├── UnknownTaskError
+    ├── UnknownPathError
+    ├── MethodNotAllowedError
+    ├── BodyTooLargeError
+    ├── UnsupportedMediaTypeError
+    ├── InvalidRequestError
+    ├── TooManyTextsError
+    ├── UnknownBackendError
+    ├── BackendNotConfiguredError
+    ├── ClientGoneError
+    ├── InternalError
+    └── RetryLaterError                 the same request may succeed later; says when
+        ├── OverloadedError
+        ├── NotReadyError
+        └── ShuttingDownError
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:qd:problem:"
+
+
+class ServiceError(Exception):
+    """Base of every error that `service` raises on purpose."""
+
+
+class StartupError(ServiceError):
+    """The service cannot start; the message is one line for the operator."""
+
+
+class SettingsError(StartupError):
+    """A setting is not allowed; names its variable."""
+
+
+class RegistryError(StartupError):
+    """The folder of bundles cannot be served as it is; names the folders."""
+
+
+class AddressError(StartupError):
+    """The address to listen on or the state folder cannot be used."""
+
+
+class ProblemError(ServiceError):
+    """An answer other than the one asked for.
+
+    Args:
+        detail: What is wrong with this request, for its author.
+        members: Extension members of the problem document.
+    """
+
+    def __init__(self, detail: str, **members: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.members = members
+        self.headers: dict[str, str] = {}
+
+
+class MalformedBodyError(ProblemError):
+    """The body is not JSON in UTF-8."""
+
+
+class UnknownTaskError(ProblemError):
+    """No bundle is loaded for the task."""
+
+
+class UnknownPathError(ProblemError):
+    """There is nothing at this path."""
+
+
+class MethodNotAllowedError(ProblemError):
+    """The path exists, but not for this method."""
+
+
+class BodyTooLargeError(ProblemError):
+    """The body is longer than the limit."""
+
+
+class UnsupportedMediaTypeError(ProblemError):
+    """The body is not declared as JSON."""
+
+
+class InvalidRequestError(ProblemError):
+    """A field or parameter is missing, unknown or of the wrong form."""
+
+
+class TooManyTextsError(ProblemError):
+    """The request holds more texts than the limit."""
+
+
+class UnknownBackendError(ProblemError):
+    """There is no backend of this name."""
+
+
+class BackendNotConfiguredError(ProblemError):
+    """The backend is known, but this service does not run it."""
+
+
+class ClientGoneError(ProblemError):
+    """The client closed the connection; nobody reads the answer."""
+
+
+class InternalError(ProblemError):
+    """A fault of the service."""
+
+
+class RetryLaterError(ProblemError):
+    """The same request may succeed after `retry_after_seconds`."""
+
+    def __init__(self, detail: str, retry_after_seconds: int, **members: Any) -> None:
+        super().__init__(detail, retry_after_seconds=retry_after_seconds, **members)
+        self.headers["Retry-After"] = str(retry_after_seconds)
+
+
+class OverloadedError(RetryLaterError):
+    """The queue is full."""
+
+
+class NotReadyError(RetryLaterError):
+    """A part of the service is not ready."""
+
+
+class ShuttingDownError(RetryLaterError):
+    """The service stopped before it could answer."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The fixed members of a problem document (RFC 9457)."""
+
+    slug: str
+    status: int
+    title: str
+
+    @property
+    def type(self) -> str:
+        return TYPE_PREFIX + self.slug
+
+
+PROBLEMS: Mapping[type[ProblemError], Problem] = {
+    MalformedBodyError: Problem("malformed-json", 400, "The body is not JSON"),
+    UnknownTaskError: Problem("unknown-task", 404, "There is no such task"),
+    UnknownPathError: Problem("unknown-path", 404, "There is nothing at this path"),
+    MethodNotAllowedError: Problem("method-not-allowed", 405, "The path does not take this method"),
+    BodyTooLargeError: Problem("body-too-large", 413, "The body is too large"),
+    UnsupportedMediaTypeError: Problem("unsupported-media-type", 415, "The body must be application/json"),
+    InvalidRequestError: Problem("invalid-request", 422, "The request is not of the expected form"),
+    TooManyTextsError: Problem("too-many-texts", 422, "The request holds too many texts"),
+    UnknownBackendError: Problem("unknown-backend", 422, "There is no such backend"),
+    OverloadedError: Problem("overloaded", 429, "Too many texts are waiting"),
+    # nginx's code for a client that left; it is only ever seen in logs and metrics.
+    ClientGoneError: Problem("client-gone", 499, "The client closed the connection"),
+    InternalError: Problem("internal", 500, "The service failed"),
+    BackendNotConfiguredError: Problem("backend-not-configured", 501, "The backend is not configured here"),
+    NotReadyError: Problem("not-ready", 503, "The service is not ready"),
+    ShuttingDownError: Problem("shutting-down", 503, "The service is shutting down"),
+}
+
+
+def problem_document(error: ProblemError) -> dict[str, Any]:
+    """The problem document of an error: `type`, `title`, `status`, `detail` and its extension members."""
+    problem = PROBLEMS[type(error)]
+    fixed = {"type": problem.type, "title": problem.title, "status": problem.status, "detail": error.detail}
+    return fixed | error.members
+
+
+def problem_response(error: ProblemError) -> Response:
+    """The HTTP answer to an error."""
+    document = problem_document(error)
+    return Response(
+        json.dumps(document, ensure_ascii=False), document["status"], headers=error.headers, media_type=MEDIA_TYPE
+    )

@@ -1,0 +1,81 @@
+"""How errors raised by routes and by the framework become problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.errors import (
+    InternalError,
+    InvalidRequestError,
+    MalformedBodyError,
+    MethodNotAllowedError,
+    ProblemError,
+    UnknownPathError,
+    problem_response,
+)
+
+_MAX_ERRORS = 10
+_MAX_NAME = 100
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every expected error of an app with its problem; `RequestMiddleware` answers the unexpected."""
+
+    @app.exception_handler(ProblemError)
+    async def _(request: Request, exc: ProblemError) -> Response:
+        return problem_response(exc)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, exc: RequestValidationError) -> Response:
+        return problem_response(from_validation(exc.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, exc: HTTPException) -> Response:
+        return problem_response(_from_http(request, exc))
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
+    """The problem that pydantic's errors amount to; says where and what, never the values found."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return MalformedBodyError(f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+    found = [_located(error) for error in errors[:_MAX_ERRORS]]
+    count = f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the request"
+    place = found[0].get("pointer") or found[0].get("parameter")
+    return InvalidRequestError(f"{count}: {place}: {found[0]['detail']}", errors=found)
+
+
+def _located(error: Mapping[str, Any]) -> dict[str, str]:
+    """A member of `errors`: `pointer` is a JSON pointer into the body, `parameter` the name of one in the query."""
+    where, *path = error["loc"]
+    # A name from the body may be of any length and hold lone surrogates, which no UTF-8 answer can carry.
+    names = [str(part)[:_MAX_NAME].encode("utf-8", "backslashreplace").decode() for part in path]
+    detail = str(error["msg"])
+    if where == "body":
+        return {"detail": detail, "pointer": "#" + "".join(f"/{_escape(name)}" for name in names)}
+    return {"detail": detail, "parameter": ".".join(names)}
+
+
+def _escape(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _from_http(request: Request, exc: HTTPException) -> ProblemError:
+    """The framework's own errors: the router's 404 and 405, and 400 for a body that it could not parse."""
+    error: ProblemError
+    if exc.status_code == 404:
+        error = UnknownPathError("nothing is at this path; /docs lists what there is")
+    elif exc.status_code == 405:
+        allowed = (exc.headers or {}).get("Allow", "")
+        error = MethodNotAllowedError(f"the method is {request.method[:16]}, expected {allowed}")
+    elif exc.status_code == 400:
+        error = MalformedBodyError("the body is not JSON in UTF-8")
+    else:
+        error = InternalError(f"unexpected status {exc.status_code}")
+    error.headers |= exc.headers or {}
+    return error

@@ -1,0 +1,128 @@
+"""What surrounds every request: its id, log line and metrics, and the limit on its body."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from time import perf_counter
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLargeError, InternalError, problem_response
+from service.logs import RequestFacts, request_facts
+from service.metrics import NONE, outcome_of
+from service.state import AppState
+
+CLASSIFY_ROUTE = "/classify/{task}"
+
+_CLIENT_GONE = 499
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+logger = logging.getLogger(__name__)
+
+
+class RequestMiddleware:
+    """Gives each request an id, turns an unexpected error into a problem, and writes the log line and metrics."""
+
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        facts = RequestFacts(given if _SANE_ID.fullmatch(given) else secrets.token_hex(8))
+        token = request_facts.set(facts)
+        scope.setdefault("state", {})["arrived_at"] = perf_counter()
+        status = _CLIENT_GONE  # of a request that is cancelled before it answers
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                MutableHeaders(scope=message)["X-Request-ID"] = facts.request_id
+            await send(message)
+
+        self._state.metrics.requests_in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("unexpected error")
+            if started:
+                raise
+            error = InternalError(
+                "the service failed; its log has the cause under this request id", request_id=facts.request_id
+            )
+            await problem_response(error)(scope, receive, send_with_id)
+        finally:
+            self._state.metrics.requests_in_flight.dec()
+            self._record(scope, status, facts)
+            request_facts.reset(token)
+
+    def _record(self, scope: Scope, status: int, facts: RequestFacts) -> None:
+        seconds = perf_counter() - scope["state"]["arrived_at"]
+        route: str | None = getattr(scope.get("route"), "path", None)
+        task = scope.get("path_params", {}).get("task")
+        if task not in self._state.snapshot.bundles:
+            task = None
+        fields: dict[str, Any] = {
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "task": task,
+            "backend": facts.backend,
+            "texts": facts.n_texts,
+            "duration_ms": round(seconds * 1e3, 3),
+        }
+        logger.info("request", extra={"fields": fields})
+        metrics = self._state.metrics
+        metrics.http_responses.labels(route or NONE, status).inc()
+        if route == CLASSIFY_ROUTE:
+            metrics.observe_request(
+                task or NONE, facts.backend or NONE, outcome_of(status), seconds, facts.n_texts or 0
+            )
+
+
+class BodyLimitMiddleware:
+    """Reads the whole body before the app runs and refuses one that is too large, declared or not.
+
+    Every endpoint needs its body whole, so nothing is lost by it, and the app never sees a body that grows too large.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._limit = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        chunks: list[bytes] = []
+        n_bytes = 0
+        more = True
+        while more and n_bytes <= self._limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            chunk = message.get("body", b"")
+            n_bytes += len(chunk)
+            more = message.get("more_body", False)
+            chunks.append(chunk)
+        if n_bytes > self._limit:
+            error = BodyTooLargeError(f"the body is longer than {self._limit} bytes", limit=self._limit)
+            await problem_response(error)(scope, receive, send)
+            return
+        body: Message | None = {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+
+        async def replay() -> Message:
+            nonlocal body
+            message, body = body, None
+            return await receive() if message is None else message
+
+        await self._app(scope, replay, send)

@@ -1,0 +1,46 @@
+"""`/livez`, `/readyz` and `/metrics`: what an orchestrator and a monitor ask."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from service.errors import NotReadyError
+from service.openapi import problems
+from service.schemas import Alive, Ready
+from service.state import AppState, State
+
+router = APIRouter(tags=["operations"])
+
+_READY = "ready"
+
+
+@router.get("/livez", summary="Does the process answer?")
+async def livez() -> Alive:
+    """Depends on nothing but the process itself."""
+    return Alive()
+
+
+@router.get("/readyz", summary="Should it get traffic?", responses=problems(NotReadyError))
+async def readyz(state: State) -> Ready:
+    """The state of every part; 503 as soon as one is not ready."""
+    parts = readiness(state)
+    waiting = [name for name, found in parts.items() if found != _READY]
+    if waiting:
+        raise NotReadyError(f"not ready: {', '.join(waiting)}", 1, parts=parts)
+    return Ready(parts=parts)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(request: Request, state: State) -> Response:
+    """Every instrument, in the text format or, where the scraper accepts it, OpenMetrics."""
+    content, content_type = state.metrics.exposition(request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
+
+
+def readiness(state: AppState) -> dict[str, str]:
+    """Each part's name and `ready`, or what it is instead."""
+    return {
+        "bundles": _READY if state.snapshot.bundles else "none loaded",
+        "batching": _READY if state.batcher.is_running else "stopped",
+        "shutdown": "draining" if state.draining else _READY,
+    }

@@ -1,0 +1,45 @@
+"""One app for all tests that leave it as it was, and what a test needs to make its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from serving import TASKS, client_of, running, write_test_bundle
+
+from models.embedder import Embedder, find_embedder
+from service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    return Embedder(find_embedder("minilm-l6"), threads=1)
+
+
+@pytest.fixture(scope="session")
+def bundles_dir(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Path:
+    """A folder with a bundle for each of `TASKS`, in folders not named after them."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for number, task in enumerate(TASKS):
+        write_test_bundle(folder / f"bundle-{number}", task, embedder, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(bundles_dir: Path) -> Settings:
+    return Settings(bundles_dir=bundles_dir, threads=1)
+
+
+@pytest.fixture(scope="session")
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    async with running(settings) as app:
+        yield app
+
+
+@pytest.fixture(scope="session")
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(app) as client:
+        yield client

@@ -1,0 +1,170 @@
+"""The real command: `qdserve serve` in a process of its own, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+
+import httpx
+import pytest
+
+COMMAND = [sys.executable, "-m", "service.cli", "serve"]
+ROOT = Path(__file__).parents[2]
+
+
+def environment(bundles_dir: Path, state_dir: Path, **settings: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("QD_")}
+    own = {"QD_BUNDLES_DIR": str(bundles_dir), "QD_STATE_DIR": str(state_dir), "QD_THREADS": "1", "QD_PORT": "0"}
+    return kept | own | settings
+
+
+@contextmanager
+def serving(bundles_dir: Path, state_dir: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service on a free port, up, and its URL."""
+    with (state_dir / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            COMMAND,
+            cwd=ROOT,
+            env=environment(bundles_dir, state_dir, **settings),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("Ctrl-C"):
+                break
+        else:
+            pytest.fail((state_dir / "stderr").read_text())
+        yield process, json.loads((state_dir / "serve.json").read_text())["url"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Poll another process; the test fails if the condition does not come true."""
+    deadline = monotonic() + 30
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.01)
+
+
+def address(url: str) -> tuple[str, int]:
+    parsed = httpx.URL(url)
+    assert parsed.port is not None
+    return parsed.host, parsed.port
+
+
+def everything(connection: socket.socket) -> bytes:
+    received = b""
+    while chunk := connection.recv(65536):
+        received += chunk
+    return received
+
+
+def refuses(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) != 0
+
+
+def test_request_that_is_running_at_sigterm_is_answered_and_the_exit_code_is_0(
+    bundles_dir: Path, tmp_path: Path
+) -> None:
+    with serving(bundles_dir, tmp_path) as (process, url):
+        answer = httpx.post(f"{url}/classify/emotion", json={"inputs": "what a lovely day"})
+        assert answer.status_code == 200
+        host, port = address(url)
+        body = json.dumps({"inputs": "what a lovely day"}).encode()
+        head = "POST /classify/emotion HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        with (
+            socket.create_connection((host, port), timeout=30) as connection,
+            socket.create_connection((host, port), timeout=30) as probe,
+        ):
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
+            # A request for readiness that will be complete only after the signal.
+            probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
+            # The reader of the metrics is itself in flight.
+            until(lambda: "qd_requests_in_flight 3.0" in httpx.get(f"{url}/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            until(lambda: refuses(host, port))
+            assert process.poll() is None
+            probe.sendall(b"x")
+            assert b'"shutdown": "draining"' in everything(probe)
+            connection.sendall(body[5:])
+            received = everything(connection)
+        status, _, rest = received.partition(b"\r\n")
+        assert status == b"HTTP/1.1 200 OK"
+        drained = json.loads(rest.partition(b"\r\n\r\n")[2])
+        (result,), (expected,) = drained["results"], answer.json()["results"]
+        assert result["label"] == expected["label"]
+        assert result["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert process.wait(30) == 0
+    assert not (tmp_path / "serve.json").exists()
+    lines = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines()]
+    assert [line["status"] for line in lines if line.get("route") == "/classify/{task}"] == [200, 200]
+
+
+def test_too_large_body_is_answered_to_a_client_that_is_still_sending(bundles_dir: Path, tmp_path: Path) -> None:
+    with serving(bundles_dir, tmp_path, QD_MAX_BODY_BYTES="1000000") as (process, url):
+        head = "POST /classify/emotion HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        for n_bytes in (1_500_000, 20_000_000):
+            with socket.create_connection(address(url), timeout=30) as connection:
+                # Unlike httpx, this client does not look for an answer before it has sent everything.
+                connection.sendall(f"{head}Content-Length: {n_bytes}\r\n\r\n".encode() + b"a" * n_bytes)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def refused(bundles_dir: Path, state_dir: Path, *arguments: str, **settings: str) -> str:
+    """The one line with which a service that cannot start exits."""
+    run = subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=ROOT,
+        env=environment(bundles_dir, state_dir, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 2
+    assert run.stdout == ""
+    lines = [line for line in run.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, run.stderr
+    return lines[0]
+
+
+def test_wrong_setting_ends_with_one_line(bundles_dir: Path, tmp_path: Path) -> None:
+    assert refused(bundles_dir, tmp_path, QD_PORT="http").startswith("qdserve: QD_PORT is 'http': ")
+    assert refused(bundles_dir, tmp_path, "--port", "70000").startswith("qdserve: QD_PORT is '70000': ")
+    assert "baihua is not configured" in refused(bundles_dir, tmp_path, QD_DEFAULT_BACKEND="baihua")
+
+
+def test_altered_bundle_ends_with_one_line_that_names_the_file(bundles_dir: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(bundles_dir, tmp_path / "own"))
+    golden = own / "bundle-1" / "golden.json"
+    golden.write_bytes(golden.read_bytes().replace(b"0.", b"1.", 1))
+    assert refused(own, tmp_path).startswith(f"qdserve: {golden}: expected sha256")
+
+
+def test_port_in_use_ends_with_one_line(bundles_dir: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refused(bundles_dir, tmp_path, "--port", str(port))
+    assert line == f"qdserve: cannot listen on 127.0.0.1 port {port}: Address already in use"
+
+
+def test_state_folder_that_cannot_be_written_ends_with_one_line(bundles_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert refused(bundles_dir, tmp_path / "file").startswith("qdserve: QD_STATE_DIR: cannot write ")

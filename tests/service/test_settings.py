@@ -1,0 +1,77 @@
+"""Which settings there are, what they accept and that they are documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from models.bundle import SHIPPED
+from service.errors import SettingsError
+from service.settings import Settings, load_settings, settings_table
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"QD_{name.upper()}", raising=False)
+
+
+def test_readme_holds_every_line_of_the_table() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert [line for line in settings_table().splitlines() if line not in lines] == []
+
+
+def test_table_has_a_row_with_a_meaning_for_every_setting_and_no_path_of_this_machine() -> None:
+    rows = settings_table().splitlines()[2:]
+    assert len(rows) == len(Settings.model_fields)
+    assert all(row.startswith("| `QD_") and len(row.split("|")[3]) > 10 for row in rows)
+    assert str(SHIPPED.parents[1]) not in settings_table()
+
+
+def test_environment_sets_and_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QD_PORT", "9001")
+    monkeypatch.setenv("QD_HOST", "0.0.0.0")
+    settings = load_settings(port="9002")
+    assert (settings.host, settings.port) == ("0.0.0.0", 9002)
+
+
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QD_PORT", "")
+    assert load_settings().port == 8000
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("QD_PORT", "99999", "less than or equal to 65535"),
+        ("QD_PORT", "http", "valid integer"),
+        ("QD_ENGINE", "qiskit", "'compiled' or 'mindquantum'"),
+        ("QD_DEFAULT_BACKEND", "qpu", "'simulator' or 'baihua'"),
+        ("QD_MAX_TEXTS", "0", "greater than or equal to 1"),
+        ("QD_LOG_LEVEL", "loud", "'debug'"),
+    ],
+)
+def test_wrong_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    message = str(caught.value)
+    assert message.startswith(f"{name} is {value!r}: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_queue_must_hold_a_whole_request() -> None:
+    with pytest.raises(SettingsError, match=r"^QD_MAX_QUEUED_TEXTS is 5, expected at least QD_MAX_TEXTS \(10\)$"):
+        load_settings(max_texts=10, max_queued_texts=5)

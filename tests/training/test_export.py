@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel
+
+from models.embedder import Embedder
+from training.export import ExportError, export_embedder
+from training.teacher import file_sha256
+
+# Said by torch's exporter about itself.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name. batch will not be used:UserWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name. tokens will not be used:UserWarning"),
+]
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "quiet", "film", "that", "I", "loved", "and", "hated"]
+TEXTS = ["film", "a quiet film that I loved", "I hated a film " * 6]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random BERT, as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("encoder") / "tiny-bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer(WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", VOCABULARY.index("[CLS]")), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("embedders") / "tiny"
+    export_embedder(str(encoder), out, precision="fp32", max_tokens=48)
+    return out
+
+
+def hidden_state_means(encoder: Path, ids: tuple[int, ...]) -> np.ndarray:
+    """Mean over the tokens of every layer's hidden states of one text, by torch alone; (n_layers + 1, hidden_size)."""
+    model = BertModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return torch.stack([state[0].mean(dim=0) for state in states]).numpy()
+
+
+def test_exported_fp32_encoder_equals_torchs_hidden_state_means(encoder: Path, exported: Path) -> None:
+    embedder = Embedder(exported, threads=1)
+    tokens = embedder.tokenise(TEXTS)
+    expected = np.array([hidden_state_means(encoder, token.ids) for token in tokens])
+    np.testing.assert_allclose(embedder.pooled(tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_exported_fp32_encoder_embeds_a_text_alone_as_in_a_batch(exported: Path) -> None:
+    embedder = Embedder(exported, threads=1)
+    tokens = embedder.tokenise(TEXTS)
+    alone = np.concatenate([embedder.pooled([token]) for token in tokens])
+    np.testing.assert_allclose(embedder.pooled(tokens), alone, rtol=0, atol=1e-5)
+
+
+def test_record_says_where_the_encoder_came_from(encoder: Path, exported: Path) -> None:
+    info = json.loads((exported / "embedder.json").read_text(encoding="utf-8"))
+    assert (info["n_layers"], info["hidden_size"], info["max_tokens"]) == (3, 32, 48)
+    assert info["precision"] == "fp32"
+    assert info["source"]["weights_sha256"] == file_sha256(encoder / "model.safetensors")
+    assert info["files"] == {name: file_sha256(exported / name) for name in ("model.onnx", "tokenizer.json")}
+
+
+def test_failed_export_leaves_the_old_embedder_untouched(encoder: Path, exported: Path) -> None:
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    with pytest.raises(ExportError, match="max_tokens is 65, the encoder reads at most 64"):
+        export_embedder(str(encoder), exported, precision="fp32", max_tokens=65)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_folder_that_lacks_a_file_is_refused_and_the_file_named(encoder: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    for path in encoder.iterdir():
+        if path.name != name:
+            (folder / path.name).symlink_to(path)
+    with pytest.raises(ExportError, match=rf"{name}: no such file"):
+        export_embedder(str(folder), tmp_path / "out")
+
+
+def test_unknown_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="expected 'minilm-l6' or the folder of a Hugging Face encoder"):
+        export_embedder(str(tmp_path / "nowhere"), tmp_path / "out")

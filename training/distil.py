@@ -1,0 +1,266 @@
+"""Distil a teacher into a student: embed, start from a linear map, train with eq. 14, keep the best epoch.
+
+Features are standardised while training; the means and scales are folded into the reducer at the end, so the student
+that is saved is exactly the paper's: z = w E + b (eq. 4). The paper's released code rescales z to [0, 10] for each
+text; here z is used as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models.circuit import Circuit
+from models.student import StudentWeights
+from training.circuit_torch import CircuitExpvals
+from training.config import OptimiserConfig, RunConfig
+from training.errors import DivergedError
+from training.losses import distillation_loss
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the student learns from: embeddings (n, m), teacher logits (n, n_classes), class indices (n,)."""
+
+    embeddings: np.ndarray
+    teacher_logits: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for array in (self.embeddings, self.teacher_logits, self.targets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained student and how it got there: one entry of `history` an epoch, epoch 0 being the start."""
+
+    circuit: Circuit
+    weights: StudentWeights
+    history: list[dict[str, float]]
+    best_epoch: int
+
+
+class StudentModule(torch.nn.Module):
+    """The trainable student on standardised embeddings: reducer, circuit, head."""
+
+    def __init__(self, circuit: Circuit, embedding_size: int, n_classes: int) -> None:
+        super().__init__()
+        n = circuit.n_qubits
+        self.reducer = torch.nn.Linear(embedding_size, n)
+        self.circuit = CircuitExpvals(circuit)
+        self.ansatz = torch.nn.Parameter(torch.empty(circuit.n_parameters))
+        self.head = torch.nn.Linear(n, n_classes)
+        # Wide: near the identity the circuit is even in every angle and has no gradient at z = 0.
+        torch.nn.init.uniform_(self.ansatz, -torch.pi, torch.pi)
+
+    def expvals(self, standardised: torch.Tensor) -> torch.Tensor:
+        expvals: torch.Tensor = self.circuit(self.reducer(standardised), self.ansatz)
+        return expvals
+
+    def forward(self, standardised: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.expvals(standardised))
+        return logits
+
+
+def distil(
+    config: RunConfig, circuit: Circuit, train: Examples, validation: Examples, cache: Path, progress: bool = True
+) -> Distilled:
+    """Train a student; the epoch with the lowest validation loss (eq. 14) is kept.
+
+    A run that was stopped goes on from its last finished epoch; a finished run is read from the cache.
+
+    Args:
+        config: The run.
+        circuit: The unbound student circuit.
+        train: What the student learns from.
+        validation: What chooses the epoch.
+        cache: Folder of all runs.
+        progress: Show a progress bar.
+
+    Raises:
+        DivergedError: If the loss is no longer a number; the last finished epoch stays in the cache.
+    """
+    torch.manual_seed(config.seed)
+    mean, scale = train.embeddings.mean(axis=0), train.embeddings.std(axis=0) + 1e-6
+    x, x_validation = (torch.tensor((part.embeddings - mean) / scale) for part in (train, validation))
+    teacher, targets = torch.tensor(train.teacher_logits), torch.tensor(train.targets)
+    model = StudentModule(circuit, x.shape[1], train.teacher_logits.shape[1])
+    if config.optimiser.start == "linear":
+        start_linear(model, x, teacher, config.optimiser)
+    optimiser = _optimiser(model, config.optimiser)
+    run = _Run(cache / f"{config.task}-{_run_key(config, train, validation)}.pt", model, optimiser)
+    run.resume()
+
+    def validate() -> dict[str, float]:
+        with torch.inference_mode():
+            logits = model(x_validation)
+            loss = distillation_loss(
+                logits, torch.tensor(validation.teacher_logits), torch.tensor(validation.targets), config.loss
+            )
+        accuracy = (logits.argmax(dim=1).numpy() == validation.targets).mean()
+        return {"validation_loss": loss.item(), "validation_accuracy": float(accuracy)}
+
+    if not run.history:
+        run.finish_epoch(validate())
+    epochs = config.optimiser.epochs
+    bar = tqdm(total=epochs, initial=run.epoch, desc=f"distil {config.task}", unit="epoch", disable=not progress)
+    while run.epoch < epochs:
+        _set_learning_rates(optimiser, run.epoch, epochs)
+        loss = _train_epoch(model, optimiser, x, teacher, targets, config, run)
+        run.finish_epoch({"train_loss": loss, **validate()})
+        bar.set_postfix({k: f"{v:.4f}" for k, v in run.history[-1].items()}, refresh=False)
+        bar.update()
+    bar.close()
+    model.load_state_dict(run.best)
+    return Distilled(circuit, _weights(model, mean, scale), run.history, run.best_epoch)
+
+
+def start_linear(model: StudentModule, x: torch.Tensor, teacher: torch.Tensor, config: OptimiserConfig) -> None:
+    """Start from a linear map fitted to the teacher's logits.
+
+    Each row of the reducer is a random mix of the classes' ridge directions, scaled to angles with a standard deviation
+    of `angle_scale`; the head is then the ridge fit of the same logits to the expectation values. A reducer that starts
+    at random memorises a few thousand texts before it finds this direction.
+    """
+    wanted = teacher - teacher.mean(dim=1, keepdim=True)
+    directions = _ridge(x, wanted - wanted.mean(dim=0), config.ridge)
+    n = model.circuit.n_qubits
+    mix = torch.randn(n, wanted.shape[1])
+    with torch.no_grad():
+        rows = mix @ directions.T
+        rows *= config.angle_scale / (x @ rows.T).std(dim=0)[:, None]
+        model.reducer.weight.copy_(rows)
+        model.reducer.bias.zero_()
+        expvals = model.expvals(x)
+        centred = expvals - expvals.mean(dim=0)
+        head = _ridge(centred, wanted - wanted.mean(dim=0), 1e-3 * len(x) * float(centred.var()))
+        model.head.weight.copy_(head.T)
+        model.head.bias.copy_(wanted.mean(dim=0) - expvals.mean(dim=0) @ head)
+
+
+class _Run:
+    """A run's state on disk: written after every epoch, read when the same run is started again."""
+
+    def __init__(self, path: Path, model: StudentModule, optimiser: torch.optim.Optimizer) -> None:
+        self.path = path
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self._model = model
+        self._optimiser = optimiser
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs; the start is not one."""
+        return len(self.history) - 1
+
+    @property
+    def best_epoch(self) -> int:
+        return min(range(len(self.history)), key=lambda i: self.history[i]["validation_loss"])
+
+    def resume(self) -> None:
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, weights_only=True)
+        self.history, self.best = state["history"], state["best"]
+        self._model.load_state_dict(state["model"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["rng"])
+
+    def finish_epoch(self, entry: dict[str, float]) -> None:
+        self.history.append(entry)
+        if self.best_epoch == self.epoch:
+            self.best = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+        state = {
+            "history": self.history,
+            "best": self.best,
+            "model": self._model.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+
+def _train_epoch(
+    model: StudentModule,
+    optimiser: torch.optim.Optimizer,
+    x: torch.Tensor,
+    teacher: torch.Tensor,
+    targets: torch.Tensor,
+    config: RunConfig,
+    run: _Run,
+) -> float:
+    total = 0.0
+    batches = torch.randperm(len(x)).split(config.optimiser.batch_size)  # type: ignore[no-untyped-call]
+    for step, rows in enumerate(batches, start=1):
+        batch = x[rows]
+        if config.optimiser.feature_noise:
+            batch = batch + config.optimiser.feature_noise * torch.randn_like(batch)
+        loss = distillation_loss(model(batch), teacher[rows], targets[rows], config.loss)
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the student's loss is {loss.item()} in epoch {run.epoch + 1}, step {step} of {len(batches)}; "
+                f"lower the learning rates in [optimiser]; the last finished epoch is in {run.path}"
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        total += loss.item() * len(rows)
+    return total / len(x)
+
+
+def _optimiser(model: StudentModule, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """Adam (with decoupled weight decay on the reducer's weights), a learning rate for each part."""
+    groups: list[dict[str, Any]] = [
+        {"params": [model.reducer.weight], "lr": config.reducer_learning_rate, "weight_decay": config.weight_decay},
+        {"params": [model.reducer.bias], "lr": config.ansatz_learning_rate},
+        {"params": [model.ansatz], "lr": config.ansatz_learning_rate},
+        {"params": list(model.head.parameters()), "lr": config.head_learning_rate},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimiser
+
+
+def _set_learning_rates(optimiser: torch.optim.Optimizer, epoch: int, epochs: int) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = group["initial_lr"] * 0.5 * (1 + float(np.cos(np.pi * epoch / epochs)))
+
+
+def _ridge(x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Minimise |x w - y|^2 + penalty |w|^2; returns (n_features, n_outputs)."""
+    x, y = x.double(), y.double()
+    solution = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    return torch.as_tensor(solution, dtype=torch.float32)
+
+
+def _weights(model: StudentModule, mean: np.ndarray, scale: np.ndarray) -> StudentWeights:
+    state = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
+    weight = state["reducer.weight"] / scale.astype(np.float64)
+    return StudentWeights(
+        reducer_weight=weight,
+        reducer_bias=state["reducer.bias"] - weight @ mean.astype(np.float64),
+        ansatz=state["ansatz"],
+        # Softmax ignores what is common to all logits; without it the compiled engine has one output less to evaluate.
+        head_weight=state["head.weight"] - state["head.weight"].mean(axis=0),
+        head_bias=state["head.bias"] - state["head.bias"].mean(),
+    )
+
+
+def _run_key(config: RunConfig, train: Examples, validation: Examples) -> str:
+    identity = json.dumps([config.model_dump(), train.sha256, validation.sha256], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
