@@ -149,8 +149,7 @@ def logits_of(
 def mindquantum_loop(circuit: Circuit, angles: np.ndarray) -> Function:
     """The fastest per-sample loop found: rotations fused, ansatz bound once, all <Z> from one `get_qs`.
 
-    Neither a reused ParameterResolver, nor the C++ objects called directly, nor `set_qs` of the product state behind
-    the feature map was faster.
+    Neither the C++ objects called directly, nor `set_qs` of the product state behind the feature map was faster.
     """
     from mindquantum.simulator import Simulator
 

@@ -1,0 +1,82 @@
+# Two commands: `make serve` and `make test`. Each installs what it needs into .venv first.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+DATA ?= ../shared/data
+TASKS := emotion hiding thematic
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+SERVE := $(VENV)/.installed-serve
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format bench-student bench-embedder readme embedder bundles evaluate lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+serve: $(SERVE) ## start the service on HOST:PORT (127.0.0.1:8000)
+	@$(BIN)/qdserve serve --host $(HOST) --port $(PORT)
+
+test: $(DEV) ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(DEV) ## lint, format check, strict typing, import contract
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest --quiet tests/test_imports.py
+	@$(BIN)/python -m benchmarks.readme --check
+
+format: $(DEV) ## format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench-student: $(DEV) ## time the engines and the training circuit against MindQuantum, in one run
+	@$(BIN)/python -m benchmarks.student --json docs/bench-student.json
+
+bench-embedder: $(DEV) ## measure what int8 costs and gains, on the texts in DATA
+	@$(BIN)/python -m benchmarks.embedder $(DATA) --json docs/bench-embedder.json
+
+readme: $(DEV) ## make the README's tables anew from what was measured
+	@$(BIN)/python -m benchmarks.readme
+
+embedder: $(DEV) ## export the shipped embedder from the registry package's weights
+	@$(BIN)/qdtrain export-embedder minilm-l6 models/embedders/minilm-l6
+
+bundles: $(DEV) ## make the shipped bundles anew from the texts in DATA (an hour or two of teaching)
+	@for task in $(TASKS); do \
+	  $(BIN)/qdtrain distil training/configs/$$task.toml --data $(DATA)/$$task --out models/bundles/$$task --final || exit; \
+	done
+
+evaluate: $(DEV) ## measure the shipped bundles on the test texts in DATA
+	@for task in $(TASKS); do $(BIN)/qdtrain evaluate models/bundles/$$task $(DATA)/$$task/test.csv || exit; done
+
+lock: $(DEV) ## make the lock files anew
+	@requirements/lock
+
+clean: ## remove the environment and every cache but .cache (teachers, runs)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"expected Python 3.11 or newer, found {sys.version.split()[0]}; set PYTHON=")'
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# Every lock file is complete, so nothing is resolved here: --no-deps installs exactly what it lists.
+$(SERVE): requirements/serve.txt pyproject.toml | $(BIN)/pip
+	@echo "installing what serving needs"
+	@$(PIP) install --no-deps --require-hashes -r requirements/serve.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# torch's wheel differs between a CPU-only and a CUDA machine, so it is pinned by version and not by hash.
+$(DEV): requirements/dev.txt requirements/no-deps.txt $(SERVE)
+	@echo "installing what training and the tests need"
+	@$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/no-deps.txt
+	@$(PIP) install torch==2.13.0
+	@touch $@

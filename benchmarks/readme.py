@@ -1,0 +1,138 @@
+"""Rewrite the README's tables from the files that commands wrote: manifests, benchmark figures, settings.
+
+    python -m benchmarks.readme [--check]
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. With `--check` nothing is written and a table that is out
+of date ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from models.bundle import SHIPPED
+from service.settings import settings_table
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+# Best cell of the paper's Tables 4-6 for its own students, on the authors' texts and with teachers of up to 8 B.
+_PAPER = {"emotion": 0.8157, "hiding": 0.8231, "thematic": 0.8670}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is out of date")
+    options = parser.parse_args(argv)
+    before = README.read_text(encoding="utf-8")
+    after = with_tables(before)
+    if options.check:
+        if after != before:
+            sys.stderr.write("README.md: a table is out of date; run `make readme`\n")
+        return int(after != before)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+def with_tables(text: str) -> str:
+    """The text with every table made anew."""
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md: expected <!-- {name} --> and <!-- /{name} -->, found none")
+        made = table()
+        text = pattern.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+    return text
+
+
+def accuracy_table() -> str:
+    """Test accuracy of every shipped student, the control on the same features and the teacher."""
+    rows = []
+    for path in sorted(SHIPPED.glob("*/manifest.json")):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        test = manifest["metrics"]["test"]
+        accuracy, n = test["student"]["accuracy"], test["student"]["n"]
+        rows.append(
+            [
+                manifest["task"],
+                str(n),
+                f"{manifest['parameter_counts']['total']:,}",
+                f"**{accuracy:.4f}** ± {sqrt(accuracy * (1 - accuracy) / n):.4f}",
+                f"{test['student']['f1']:.4f}",
+                f"{test['logistic_regression']['accuracy']:.4f}",
+                f"{test['teacher']['accuracy']:.4f}",
+                f"{_PAPER[manifest['task']]:.4f}",
+            ]
+        )
+    head = [
+        "task",
+        "test texts",
+        "parameters",
+        "student",
+        "student, macro F1",
+        "logistic regression, same features",
+        "teacher",
+        "paper, best teacher",
+    ]
+    return markdown(head, rows)
+
+
+def speed_table() -> str:
+    """What `make bench-student` measured."""
+    figures = _figures("bench-student.json")
+    rows = []
+    for part, unit in (("inference", "text"), ("training", "sample")):
+        for row in figures[part]:
+            rows.append(
+                [
+                    str(row["n_layers"]),
+                    row["what"],
+                    f"{row['microseconds']:,.1f} a {unit}",
+                    "" if row["ratio"] is None else f"{row['ratio']:.0f}x",
+                    "" if row["target"] is None else f"{row['target']:.0f}x",
+                    "" if row["error"] is None else f"{row['error']:.0e}",
+                ]
+            )
+    return markdown(["layers", "what", "µs", "faster than MindQuantum", "target", "largest difference"], rows)
+
+
+def embedder_table() -> str:
+    """What `make bench-embedder` measured."""
+    figures = _figures("bench-embedder.json")
+    rows = [[f"linear probe, {task}", *_pair(v, "{:.4f}")] for task, v in figures["accuracy"].items()]
+    rows += [[f"CPU milliseconds, {shape}", *_pair(v, "{:.1f}")] for shape, v in figures["milliseconds"].items()]
+    rows.append(["size, MB", *_pair(figures["megabytes"], "{:.1f}")])
+    return markdown(["", "int8 (shipped)", "fp32"], rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "accuracy": accuracy_table,
+    "speed": speed_table,
+    "embedder": embedder_table,
+    "settings": settings_table,
+}
+
+
+def _figures(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))
+    return figures
+
+
+def _pair(values: Mapping[str, float], form: str) -> list[str]:
+    return [form.format(values["int8"]), form.format(values["fp32"])]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
