@@ -1,17 +1,22 @@
-"""Rewrite the README's tables from the files that commands wrote: manifests, benchmark figures, settings.
+"""Rewrite the README's tables from the files that commands wrote, and its example's output from the service itself.
 
     python -m benchmarks.readme [--check]
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. With `--check` nothing is written and a table that is out
-of date ends with exit code 1.
+of date ends with exit code 1; the example, whose last digits depend on the processor, is left to the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
@@ -36,18 +41,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         if after != before:
             sys.stderr.write("README.md: a table is out of date; run `make readme`\n")
         return int(after != before)
-    README.write_text(after, encoding="utf-8")
+    README.write_text(between(after, "example", f"```text\n{example_output(after)}```"), encoding="utf-8")
     return 0
+
+
+def example_output(readme: str) -> str:
+    """What the README's Python example prints, run against a service of its own on a free port."""
+    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    if code is None:
+        raise ValueError("README.md: expected a ```python block, found none")
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("QD_")}
+        service = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
+            cwd=ROOT,
+            env=environment | {"QD_STATE_DIR": folder},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert service.stdout is not None
+        try:
+            if not any(line.startswith("Ctrl-C") for line in service.stdout):
+                raise RuntimeError("the service did not start; its error is above")
+            url = json.loads((Path(folder) / "serve.json").read_text(encoding="utf-8"))["url"]
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(code[1].replace("http://127.0.0.1:8000", url), {})
+        finally:
+            service.terminate()
+            service.wait()
+            service.stdout.close()
+    return printed.getvalue()
+
+
+def between(text: str, name: str, content: str) -> str:
+    """The text with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"README.md: expected <!-- {name} --> and <!-- /{name} -->, found none")
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
 
 
 def with_tables(text: str) -> str:
     """The text with every table made anew."""
     for name, table in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"README.md: expected <!-- {name} --> and <!-- /{name} -->, found none")
-        made = table()
-        text = pattern.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+        text = between(text, name, table())
     return text
 
 

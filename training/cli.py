@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (TrainingError, StudentError) as exc:
-        print(f"qdtrain: {exc}", file=sys.stderr)
+        # transformers explains some errors over many lines.
+        print(f"qdtrain: {' '.join(str(exc).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nqdtrain: stopped; the same command goes on from the last checkpoint", file=sys.stderr)

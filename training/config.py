@@ -12,7 +12,7 @@ from training.errors import ConfigError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -102,6 +102,10 @@ def load_config(path: Path) -> RunConfig:
         return RunConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file; expected a TOML run configuration") from exc
+    except OSError as exc:
+        raise ConfigError(
+            f"{path}: expected a TOML run configuration, found no readable file ({exc.strerror})"
+        ) from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
     except ValidationError as exc:

@@ -75,7 +75,8 @@ def read_csv(path: Path, labels: Sequence[str] | None = None) -> Texts:
         DataError: If the file is missing, lacks a column, has a blank text or a label not in `labels`.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        # utf-8-sig: spreadsheets write a byte order mark in front.
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = {"text", "label"} - set(reader.fieldnames or ())
             if missing:
@@ -95,14 +96,19 @@ def read_class_folder(folder: Path) -> Texts:
     """Read a folder of `<label>.txt` files, one text a line: the form in which the paper's authors publish theirs.
 
     Raises:
-        DataError: If there are fewer than two such files or one of them holds no text.
+        DataError: If there are fewer than two such files, or one of them holds no text or is not UTF-8.
     """
     files = sorted(folder.glob("*.txt"))
     if len(files) < 2:
         raise DataError(f"{folder}: expected one LABEL.txt file a class, at least two, found {[f.name for f in files]}")
     rows: list[tuple[str, str]] = []
     for file in files:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            content = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as exc:
+            raise DataError(f"{file}: expected UTF-8 text, one text a line: {exc}") from exc
+        # Not splitlines, which also ends a line at form feeds, U+0085 and U+2028.
+        lines = [line for line in content.split("\n") if line.strip()]
         if not lines:
             raise DataError(f"{file}: the class {file.stem!r} is empty, expected at least one text")
         rows += [(line, file.stem) for line in lines]
@@ -141,14 +147,29 @@ def load_task(folder: Path, seed: int = 0) -> TaskData:
 
 
 def split_texts(texts: Texts, seed: int) -> TaskData:
-    """Split stratified by class, 6:2:2 as in the paper."""
+    """Split stratified by class, 6:2:2 as in the paper; a text that occurs more than once stays in one split.
+
+    Raises:
+        DataError: If a class has fewer different texts than there are splits.
+    """
     rng = np.random.default_rng(seed)
+    rows_of: dict[str, list[int]] = {}
+    for row, text in enumerate(texts.texts):
+        rows_of.setdefault(text, []).append(row)
+    groups = list(rows_of.values())
+    group_targets = np.array([texts.targets[rows[0]] for rows in groups])
     parts: list[list[int]] = [[], [], []]
-    for target in range(len(texts.labels)):
-        rows = rng.permutation(np.flatnonzero(texts.targets == target))
-        cuts = np.round(np.cumsum(_SPLIT_SHARES)[:2] * len(rows)).astype(int)
-        for part, chosen in zip(parts, np.split(rows, cuts), strict=True):
-            part.extend(chosen.tolist())
+    for target, label in enumerate(texts.labels):
+        members = rng.permutation(np.flatnonzero(group_targets == target))
+        if len(members) < len(SPLITS):
+            raise DataError(
+                f"{texts.source}: the class {label!r} has {len(members)} different texts, "
+                f"expected at least {len(SPLITS)} to split"
+            )
+        n_validation, n_test = (max(1, round(share * len(members))) for share in _SPLIT_SHARES[1:])
+        cuts = [len(members) - n_validation - n_test, len(members) - n_test]
+        for part, chosen in zip(parts, np.split(members, cuts), strict=True):
+            part.extend(row for member in chosen for row in groups[member])
     splits = []
     for name, part in zip(SPLITS, parts, strict=True):
         order = rng.permutation(part).astype(int)

