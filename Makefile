@@ -1,8 +1,9 @@
 # Two commands: `make serve` and `make test`. Each installs what it needs into .venv first.
 
-PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# MindQuantum, the reference that tests compare with, has wheels for 3.11 and none for newer versions.
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+HOST ?= $(or $(QD_HOST),127.0.0.1)
+PORT ?= $(or $(QD_PORT),8000)
 DATA ?= ../shared/data
 TASKS := emotion hiding thematic
 
@@ -35,11 +36,11 @@ format: $(DEV) ## format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench-student: $(DEV) ## time the engines and the training circuit against MindQuantum, in one run
-	@$(BIN)/python -m benchmarks.student --json docs/bench-student.json
+bench-student: $(DEV) ## time engines and training circuit against MindQuantum, in one run (JSON=FILE keeps figures)
+	@$(BIN)/python -m benchmarks.student $(if $(JSON),--json $(JSON))
 
 bench-embedder: $(DEV) ## measure what int8 costs and gains, on the texts in DATA
-	@$(BIN)/python -m benchmarks.embedder $(DATA) --json docs/bench-embedder.json
+	@$(BIN)/python -m benchmarks.embedder $(DATA) $(if $(JSON),--json $(JSON))
 
 readme: $(DEV) ## make the README's tables anew from what was measured
 	@$(BIN)/python -m benchmarks.readme

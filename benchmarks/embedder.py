@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +27,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from models.circuit import Circuit
+from models.circuit import Circuit, student_circuit
 from models.embedder import Embedder
 from models.engines import Engine
 from models.engines.compiled import CompiledEngine, MultilinearTensor, compile_circuit
 from models.engines.mindquantum import MindQuantumEngine
-from models.errors import BundleError, BundleFileError, BundleSchemaError, EngineError, ShapeError, StudentError
+from models.errors import (
+    BundleError,
+    BundleFileError,
+    BundleSchemaError,
+    CircuitError,
+    EngineError,
+    ShapeError,
+    StudentError,
+)
 from models.student import Student, StudentWeights, softmax
 
 SCHEMA_VERSION = 1
@@ -40,7 +49,7 @@ ENGINES = ("compiled", "mindquantum")
 
 _FILES = ("circuit.json", "weights.safetensors", "compiled.safetensors", "golden.json")
 _ENGINE_TOLERANCE = 1e-9
-# Between processors the encoder's int8 kernels round differently; a wrong encoder or layer is off by far more.
+# Of probabilities: between processors the encoder's int8 kernels round differently; a wrong encoder is off by far more.
 _EMBEDDER_TOLERANCE = 0.05
 _T = TypeVar("_T")
 
@@ -59,7 +68,8 @@ class Manifest:
         n_layers: Number of ansatz layers.
         parameter_counts: Trainable parameters by part, and `total`.
         metrics: What was measured on validation and test texts, the controls beside it.
-        teacher: The teacher's model, sha256, configuration and accuracy.
+        teacher: The teacher's model, its sha256 and its name in the cache; its accuracy is in `metrics`.
+        training: `best_epoch` of the student, the one kept, and the `history` of all; epoch 0 is the start.
         data_sha256: Hash of the texts of each split.
         seed: Seed of the run.
         configuration: The run configuration, whole.
@@ -78,6 +88,7 @@ class Manifest:
     parameter_counts: dict[str, int]
     metrics: dict[str, Any]
     teacher: dict[str, Any]
+    training: dict[str, Any]
     data_sha256: dict[str, str]
     seed: int
     configuration: dict[str, Any]
@@ -88,8 +99,9 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Golden:
-    """Texts and what the student must make of them: angles and expvals (n, n_qubits), probs (n, n_classes)."""
+    """Texts and what the student must make of them: angles and expvals (n, n_qubits), probs (n, n_classes) by label."""
 
+    labels: list[str]
     texts: list[str]
     angles: np.ndarray
     expvals: np.ndarray
@@ -121,7 +133,7 @@ class Bundle:
         return Student(self.circuit, self.weights, self._engine(engine, dtype))
 
     def verify(self, embedder: Embedder | None = None) -> None:
-        """Check the golden texts: angles to expvals and probs, and texts to angles where an embedder is given.
+        """Check the golden texts: angles to expvals and probs, and texts to probs where an embedder is given.
 
         Raises:
             BundleError: If a value differs by more than rounding allows, or the embedder is not the bundle's own.
@@ -138,7 +150,7 @@ class Bundle:
                 f"found {embedder.name} with {embedder.sha256}"
             )
         angles = student.angles(embedder.embed(golden.texts, self.features))
-        self._compare("angles", angles, golden.angles, _EMBEDDER_TOLERANCE)
+        self._compare("probs from texts", softmax(student.logits(angles)), golden.probs, _EMBEDDER_TOLERANCE)
 
     def _engine(self, engine: str, dtype: type[np.floating]) -> Engine:
         if engine == "compiled":
@@ -182,13 +194,32 @@ def load_bundle(folder: Path) -> Bundle:
     except (ShapeError, EngineError) as exc:
         raise BundleError(f"{folder}: the files do not make a student: {exc}") from exc
     found = bundle.student().parameter_counts
-    says = (manifest.parameter_counts, len(manifest.labels), manifest.n_qubits)
-    if says != (found, weights.n_classes, circuit.n_qubits):
+    says = (manifest.parameter_counts, manifest.labels, manifest.n_qubits)
+    if says != (found, golden.labels, circuit.n_qubits) or len(golden.labels) != weights.n_classes:
         raise BundleError(
-            f"{folder / 'manifest.json'}: parameters, classes and qubits are {says}, the other files hold "
-            f"{(found, weights.n_classes, circuit.n_qubits)}"
+            f"{folder / 'manifest.json'}: parameters, labels and qubits are {says}, the other files hold "
+            f"{(found, golden.labels, circuit.n_qubits)} and {weights.n_classes} classes"
+        )
+    try:
+        expected = student_circuit(manifest.preset, manifest.n_qubits, manifest.n_layers)
+    except CircuitError as exc:
+        raise BundleSchemaError(f"{folder / 'manifest.json'}: {exc}") from exc
+    if circuit != expected:
+        raise BundleError(
+            f"{folder / 'circuit.json'}: expected {manifest.n_layers} layers of the preset {manifest.preset!r}, as "
+            "manifest.json says, found another circuit"
         )
     return bundle
+
+
+def require_replaceable(folder: Path, marker: str) -> None:
+    """Refuse a target that exists and is neither empty nor marked as what replaces it: it would be deleted whole.
+
+    Raises:
+        BundleError: If it is; names the folder.
+    """
+    if folder.exists() and not (folder / marker).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder}: expected a new folder or one with {marker} to replace, found something else")
 
 
 def write_bundle(
@@ -209,10 +240,13 @@ def write_bundle(
         embedder: The embedder that the student was distilled on.
         golden_texts: Texts whose values are written down.
     """
+    folder = folder.resolve()
+    require_replaceable(folder, "manifest.json")
     tensor = compile_circuit(circuit.bind(ansatz=weights.ansatz.tolist()))
     student = Student(circuit, weights, CompiledEngine(tensor))
     angles = student.angles(embedder.embed(golden_texts, facts["embedder"]["features"]))
     golden = {
+        "labels": facts["labels"],
         "texts": list(golden_texts),
         "angles": angles.tolist(),
         "expvals": student.expvals(angles).tolist(),
@@ -282,7 +316,7 @@ def _manifest(path: Path, raw: bytes) -> Manifest:
     except ValueError as exc:
         raise BundleFileError(f"{path}: expected JSON, found {exc}") from exc
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleSchemaError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
     wanted = {field.name for field in fields(Manifest)}
     if set(value) != wanted:
@@ -297,6 +331,16 @@ def _manifest(path: Path, raw: bytes) -> Manifest:
     missing = {"name", "sha256", "features"} - set(value["embedder"])
     if missing:
         raise BundleSchemaError(f"{path}: embedder lacks {sorted(missing)}")
+    for what, names in (("labels", value["labels"]), ("embedder features", value["embedder"]["features"])):
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise BundleSchemaError(f"{path}: {what} are {names!r}, expected a list of names")
+        if len(set(names)) < len(names):
+            raise BundleSchemaError(f"{path}: {what} are {names!r}, expected each name once")
+    for name in ("name", "sha256"):
+        if not isinstance(value["embedder"][name], str):
+            raise BundleSchemaError(f"{path}: embedder {name} is {value['embedder'][name]!r}, expected str")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", value["task"]):
+        raise BundleSchemaError(f"{path}: task is {value['task']!r}, expected lower-case letters, digits, - and _")
     return Manifest(**value)
 
 
@@ -308,7 +352,7 @@ def _parsed(path: Path, data: bytes, parse: Callable[[bytes], _T]) -> _T:
         raise BundleSchemaError(f"{path}: {exc}") from exc
     except KeyError as exc:
         raise BundleError(f"{path}: expected {exc}, found none") from exc
-    except (StudentError, SafetensorError, ValueError, TypeError) as exc:
+    except (StudentError, SafetensorError, ValueError, TypeError, IndexError) as exc:
         raise BundleError(f"{path}: {exc}") from exc
 
 
@@ -321,4 +365,8 @@ def _tensor(arrays: dict[str, np.ndarray], n_qubits: int) -> MultilinearTensor:
 
 
 def _golden(value: Mapping[str, Any]) -> Golden:
-    return Golden(value["texts"], *(np.array(value[name], dtype=float) for name in ("angles", "expvals", "probs")))
+    return Golden(
+        value["labels"],
+        value["texts"],
+        *(np.array(value[name], dtype=float) for name in ("angles", "expvals", "probs")),
+    )

@@ -56,6 +56,9 @@ class Gate:
             raise CircuitError(f"{self.name} acts on {self.qubits}, expected {n_qubits} different qubits")
         if takes_angle != (self.angle is not None):
             raise CircuitError(f"{self.name} has the angle {self.angle!r}, expected {'one' if takes_angle else 'none'}")
+        if self.angle is not None and not isinstance(self.angle, Symbol):
+            # An int or numpy scalar is a number too; interpreters ask `isinstance(angle, float)`.
+            object.__setattr__(self, "angle", float(self.angle))
         if isinstance(self.angle, float) and not math.isfinite(self.angle):
             raise CircuitError(f"{self.name} on {self.qubits} has the angle {self.angle}, expected a finite number")
 

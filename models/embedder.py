@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Embedder:
         self.n_layers: int = self.info["n_layers"]
         self.hidden_size: int = self.info["hidden_size"]
         self.max_tokens: int = self.info["max_tokens"]
-        self.sha256: str = self.info["files"]["model.onnx"]
+        self.sha256 = _identity(self.info)
         self._tokenizer = _tokenizer(folder / "tokenizer.json")
         # The source's file may pad every text to 128 tokens and truncate: both are done here, knowingly.
         self._tokenizer.no_padding()
@@ -98,7 +98,9 @@ class Embedder:
             except UnicodeEncodeError as exc:
                 raise EmbedderError(f"text {i} is not valid Unicode: {exc.reason} at character {exc.start}") from exc
         # The work grows with the text, so a text far beyond what is read is cut before it is tokenised.
+        # Blanks around it are no tokens, and must not count.
         limit = _MAX_CHARACTERS_PER_TOKEN * self.max_tokens
+        texts = [text.strip() for text in texts]
         tokens = []
         for text, encoding in zip(texts, self._tokenizer.encode_batch([text[:limit] for text in texts]), strict=True):
             ids, long = encoding.ids, len(encoding.ids) > self.max_tokens or len(text) > limit
@@ -128,26 +130,42 @@ class Embedder:
 
     def embed(self, texts: Sequence[str], features: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Embed any number of texts, texts of like length together; shape (n, embedding_size), float32."""
-        tokens = self.tokenise(texts)
-        order = np.argsort([len(t.ids) for t in tokens], kind="stable")
-        result = np.empty((len(tokens), self.embedding_size(features)), dtype=np.float32)
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            result[rows] = self.select(self.pooled([tokens[i] for i in rows]), features)
+        result = np.empty((len(texts), self.embedding_size(features)), dtype=np.float32)
+        for rows, pooled in self.pooled_batches(texts, batch_size):
+            result[rows] = self.select(pooled, features)
         return result
 
+    def pooled_batches(self, texts: Sequence[str], batch_size: int = 32) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Texts of like length together: row indices of a batch and what `pooled` gives for them."""
+        tokens = self.tokenise(texts)
+        order = np.argsort([len(t.ids) for t in tokens], kind="stable")
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            yield rows, self.pooled([tokens[i] for i in rows])
 
-def find_embedder(name: str) -> Path:
-    """Folder of a shipped embedder by name, or the folder itself.
+
+def find_embedder(name: str, beside: Path | None = None) -> Path:
+    """Folder of an embedder: `embedders/<name>` in a folder, a shipped one by name, or the folder itself.
+
+    Args:
+        name: A name, or a path to a folder.
+        beside: The folder that holds a `bundles` folder: its students' own embedders are in `embedders` there.
 
     Raises:
-        EmbedderError: If there is neither.
+        EmbedderError: If there is none of them.
     """
-    for folder in (SHIPPED / name, Path(name)):
+    own = () if beside is None else (beside / "embedders" / name,)
+    for folder in (*own, SHIPPED / name, Path(name)):
         if (folder / "embedder.json").is_file():
             return folder
     shipped = sorted(path.parent.name for path in SHIPPED.glob("*/embedder.json"))
     raise EmbedderError(f"embedder {name!r}: expected one of {shipped} or a folder with embedder.json, found neither")
+
+
+def _identity(info: dict[str, Any]) -> str:
+    """One hash of all that decides an embedding: the graph, the tokenizer and where texts are cut."""
+    parts = [*(info["files"][name] for name in _FILES), info["max_tokens"]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _tokenizer(path: Path) -> Tokenizer:

@@ -76,7 +76,7 @@ async def _serve(settings: Settings) -> None:
         )
         url = _url(settings.host, listener.getsockname()[1])
         async with app.router.lifespan_context(app):
-            listener.listen()
+            _listen(listener, settings)
             with _address_file(settings.state_dir, url):
                 await _Server(config, app.state.parts, url).serve([listener])
 
@@ -110,9 +110,17 @@ def _listener(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as exc:
-        raise AddressError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+    except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot carry
+        raise AddressError(f"cannot listen on {host} port {port}: {getattr(exc, 'strerror', None) or exc}") from exc
     return listener
+
+
+def _listen(listener: socket.socket, settings: Settings) -> None:
+    # With SO_REUSEADDR two services that start together can both bind; the second learns of the first only here.
+    try:
+        listener.listen()
+    except OSError as exc:
+        raise AddressError(f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}") from exc
 
 
 def _url(host: str, port: int) -> str:

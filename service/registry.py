@@ -12,7 +12,7 @@ import numpy as np
 
 from models.bundle import Bundle, load_bundle
 from models.embedder import Embedder, find_embedder
-from models.errors import BundleError
+from models.errors import BundleError, StudentError
 from models.student import Student, softmax
 from service.errors import RegistryError, UnknownTaskError
 
@@ -101,7 +101,7 @@ def load_snapshot(
             raise RegistryError(f"two bundles for the task {task!r}, expected one: {origins[task]} and {path}")
         name = bundle.manifest.embedder["name"]
         if name not in embedders:
-            embedders[name] = Embedder(find_embedder(name), threads)
+            embedders[name] = Embedder(find_embedder(name, folder.resolve().parent), threads)
         bundles[task] = _loaded(path, bundle, embedders[name], engine, precision)
         origins[task] = path
     if not bundles:
@@ -112,7 +112,7 @@ def load_snapshot(
 def _loaded(path: Path, bundle: Bundle, embedder: Embedder, engine: str, precision: str) -> LoadedBundle:
     try:
         bundle.verify(embedder)
-    except BundleError as exc:
+    except StudentError as exc:  # ShapeError and EmbedderError: features that this embedder or reducer does not have
         raise BundleError(f"{path}: {exc}") from exc
     student = bundle.student(engine, _PRECISIONS[precision])
     # `verify` checks the float64 compiled engine; this checks the one in use, and folds the head before traffic comes.

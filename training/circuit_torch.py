@@ -30,9 +30,7 @@ class CircuitExpvals(torch.nn.Module):
         _, ansatz = split_feature_map(circuit)
         self.n_qubits = circuit.n_qubits
         self.n_parameters = ansatz.n_parameters
-        self.steps = torch.nn.ModuleList(
-            _step(b, self.n_qubits, self.n_parameters, dtype) for b in blocks(ansatz.gates)
-        )
+        self.steps = torch.nn.ModuleList(_step(b, self.n_qubits, dtype) for b in blocks(ansatz.gates))
         self.signs: torch.Tensor
         self.register_buffer("signs", torch.tensor(z_signs(self.n_qubits).T, dtype=dtype))
         # (-i)^(ones in the basis state): the phases of the product state behind R_X, as (real, imaginary).
@@ -142,7 +140,7 @@ class _Permutation(torch.nn.Module):
         return real[:, self.source], imaginary[:, self.source]
 
 
-def _step(block: Block, n_qubits: int, n_parameters: int, dtype: torch.dtype) -> torch.nn.Module:
+def _step(block: Block, n_qubits: int, dtype: torch.dtype) -> torch.nn.Module:
     if block.kind == "permutation":
         return _Permutation(block.gates, n_qubits)
     if block.kind == "diagonal":

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         options.run(options)
-    except (TrainingError, StudentError) as exc:
+    except (TrainingError, StudentError, OSError) as exc:
         # transformers explains some errors over many lines.
         print(f"qdtrain: {' '.join(str(exc).split())}", file=sys.stderr)
         return 2
@@ -96,8 +96,10 @@ def _teach(options: argparse.Namespace) -> None:
 
 
 def _distil(options: argparse.Namespace) -> None:
+    from models.bundle import require_replaceable
     from training.pipeline import Pipeline
 
+    require_replaceable(options.out.resolve(), "manifest.json")  # before hours of teaching
     pipeline = Pipeline.open(options.config, options.data, options.cache, options.teacher)
     bundle = pipeline.distil(options.out, options.invocation, options.final)
     for split, systems in bundle.manifest.metrics.items():
@@ -114,7 +116,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     bundle = load_bundle(options.bundle)
     texts = read_texts(options.texts, bundle.manifest.labels)
-    embedder = Embedder(find_embedder(bundle.manifest.embedder["name"]))
+    embedder = Embedder(find_embedder(bundle.manifest.embedder["name"], options.bundle.resolve().parent.parent))
     bundle.verify(embedder)
     found = evaluate_bundle(bundle, texts, embedder, options.engine)
     print(json.dumps(found) if options.json else _as_table(bundle.id, found))

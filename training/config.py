@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from models.engines.compiled import MAX_QUBITS
 from training.errors import ConfigError
 
 
@@ -39,7 +40,7 @@ class StudentConfig(_Section):
     """The student's shape."""
 
     preset: Literal["paper", "released", "chain"] = Field("released", description="ansatz preset")
-    n_qubits: int = Field(11, ge=2, le=14)
+    n_qubits: int = Field(11, ge=2, le=MAX_QUBITS, description="no more than the compiled engine takes")
     n_layers: int = Field(2, ge=1)
     embedder: str = Field("minilm-l6", description="a shipped embedder's name, or an exported embedder's folder")
     features: tuple[str, ...] = Field(

@@ -42,10 +42,6 @@ class Texts:
         rows = [[text, self.labels[target]] for text, target in zip(self.texts, self.targets, strict=True)]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
-    def head(self, n: int | None) -> Texts:
-        """The first `n` texts, or all of them when `n` is None."""
-        return self if n is None else Texts(self.texts[:n], self.targets[:n], self.labels, self.source)
-
 
 @dataclass(frozen=True)
 class TaskData:
@@ -87,6 +83,8 @@ def read_csv(path: Path, labels: Sequence[str] | None = None) -> Texts:
             rows = [(row["text"] or "", (row["label"] or "").strip()) for row in reader]
     except FileNotFoundError as exc:
         raise DataError(f"{path}: no such file; expected a CSV file with the columns text and label") from exc
+    except OSError as exc:
+        raise DataError(f"{path}: expected a CSV file, found no readable file ({exc.strerror})") from exc
     except (UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"{path}: expected a UTF-8 CSV file: {exc}") from exc
     return _texts(rows, labels, str(path))

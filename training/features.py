@@ -11,8 +11,6 @@ from tqdm import tqdm
 from models.embedder import Embedder
 from training.data import Texts
 
-_BATCH_SIZE = 32
-
 
 def embed_texts(
     embedder: Embedder, texts: Texts, features: tuple[str, ...], cache: Path, progress: bool = True
@@ -34,13 +32,10 @@ def embed_texts(
 
 
 def _pool(embedder: Embedder, texts: Texts, progress: bool) -> np.ndarray:
-    tokens = embedder.tokenise(texts.texts)
-    order = np.argsort([len(t.ids) for t in tokens], kind="stable")
-    pooled = np.empty((len(tokens), embedder.n_layers + 1, embedder.hidden_size), dtype=np.float32)
-    bar = tqdm(total=len(order), desc=f"embed {texts.source}", unit="text", disable=not progress, mininterval=1)
-    for begin in range(0, len(order), _BATCH_SIZE):
-        rows = order[begin : begin + _BATCH_SIZE]
-        pooled[rows] = embedder.pooled([tokens[i] for i in rows])
+    pooled = np.empty((len(texts), embedder.n_layers + 1, embedder.hidden_size), dtype=np.float32)
+    bar = tqdm(total=len(texts), desc=f"embed {texts.source}", unit="text", disable=not progress, mininterval=1)
+    for rows, batch in embedder.pooled_batches(texts.texts):
+        pooled[rows] = batch
         bar.update(len(rows))
     bar.close()
     return pooled

