@@ -41,6 +41,7 @@ from models.errors import (
     ShapeError,
     StudentError,
 )
+from models.folders import replace_folder, require_replaceable
 from models.student import Student, StudentWeights, softmax
 
 SCHEMA_VERSION = 1
@@ -212,16 +213,6 @@ def load_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def require_replaceable(folder: Path, marker: str) -> None:
-    """Refuse a target that exists and is neither empty nor marked as what replaces it: it would be deleted whole.
-
-    Raises:
-        BundleError: If it is; names the folder.
-    """
-    if folder.exists() and not (folder / marker).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BundleError(f"{folder}: expected a new folder or one with {marker} to replace, found something else")
-
-
 def write_bundle(
     folder: Path,
     facts: Mapping[str, Any],
@@ -272,27 +263,11 @@ def write_bundle(
         for name, data in content.items():
             (partial / name).write_bytes(data)
         bundle = load_bundle(partial)
-        partial.chmod(0o755)
-        _swap(partial, folder)
+        replace_folder(folder, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return bundle
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; the old one is deleted last and comes back if that fails."""
-    if not folder.exists():
-        new.replace(folder)
-        return
-    old = new.with_name(f"{new.name}.old")
-    folder.replace(old)
-    try:
-        new.replace(folder)
-    except BaseException:
-        old.replace(folder)
-        raise
-    shutil.rmtree(old)
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -154,7 +154,7 @@ def find_embedder(name: str, beside: Path | None = None) -> Path:
     Raises:
         EmbedderError: If there is none of them.
     """
-    own = () if beside is None else (beside / "embedders" / name,)
+    own: tuple[Path, ...] = () if beside is None else (beside / "embedders" / name,)
     for folder in (*own, SHIPPED / name, Path(name)):
         if (folder / "embedder.json").is_file():
             return folder

@@ -7,6 +7,7 @@ StudentError
 ├── EngineError             an engine that cannot evaluate this circuit here
 ├── EmptyCountsError        counts without a single shot
 ├── EmbedderError           an embedder folder or a text that cannot be embedded
+├── FolderError             a folder that must not be replaced
 └── BundleError             a bundle that must not be served
     ├── BundleFileError         a file is missing, truncated or altered
     └── BundleSchemaError       a manifest or circuit this version cannot read
@@ -41,6 +42,10 @@ class EmptyCountsError(StudentError):
 
 class EmbedderError(StudentError):
     """An embedder folder that cannot be loaded, or a text it cannot embed."""
+
+
+class FolderError(StudentError):
+    """A folder that must not be replaced: it holds something else."""
 
 
 class BundleError(StudentError):

@@ -96,7 +96,7 @@ def _teach(options: argparse.Namespace) -> None:
 
 
 def _distil(options: argparse.Namespace) -> None:
-    from models.bundle import require_replaceable
+    from models.folders import require_replaceable
     from training.pipeline import Pipeline
 
     require_replaceable(options.out.resolve(), "manifest.json")  # before hours of teaching

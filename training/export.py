@@ -22,8 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors import SafetensorError
 from transformers import AutoModel
 
-from models.bundle import require_replaceable
 from models.embedder import SCHEMA_VERSION
+from models.folders import replace_folder, require_replaceable
 from training.errors import PackagedFileError, TrainingError
 from training.packages import file_sha256, packaged_file
 
@@ -84,10 +84,7 @@ def export_embedder(source: str, out: Path, precision: Precision = "int8", max_t
             "files": {name: file_sha256(partial / name) for name in ("model.onnx", "tokenizer.json")},
         }
         (partial / "embedder.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.replace(out)
+        replace_folder(out, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

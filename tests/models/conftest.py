@@ -31,6 +31,7 @@ def facts(embedder: Embedder) -> dict[str, Any]:
         "n_layers": 1,
         "metrics": {"test": {"accuracy": 0.5}},
         "teacher": {"model": "random"},
+        "training": {"best_epoch": 0, "history": []},
         "data_sha256": {"train": "0" * 64},
         "seed": 0,
         "configuration": {"epochs": 0},

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from needs import needs_mindquantum
 from statevector import student_expvals
 from strategies import random_preset, random_student
 
@@ -15,10 +17,6 @@ from models.engines.mindquantum import MindQuantumEngine
 from models.errors import EngineError, ShapeError, StudentError, UnboundParameterError
 
 DOUBLE, SINGLE = 1e-9, 1e-5
-BUILDERS: dict[str, Callable[[Circuit], Engine]] = {
-    "compiled": lambda circuit: CompiledEngine(compile_circuit(circuit)),
-    "mindquantum": MindQuantumEngine,
-}
 SHIPPED_BUNDLES = sorted(path.parent for path in SHIPPED.glob("*/manifest.json"))
 
 
@@ -29,6 +27,10 @@ def draw_angles(batch: int, n_qubits: int, seed: int = 0) -> np.ndarray:
 def draw_head(n_classes: int, n_qubits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n_classes, n_qubits)), rng.normal(size=n_classes)
+
+
+def build_compiled(circuit: Circuit) -> Engine:
+    return CompiledEngine(compile_circuit(circuit))
 
 
 def assert_engines_agree(circuit: Circuit, batch: int = 4) -> None:
@@ -45,22 +47,31 @@ def assert_engines_agree(circuit: Circuit, batch: int = 4) -> None:
         np.testing.assert_allclose(compiled.linear(angles, weights, bias), expected, rtol=0, atol=tolerance * scale)
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(
+    params=[
+        pytest.param(build_compiled, id="compiled"),
+        pytest.param(MindQuantumEngine, id="mindquantum", marks=needs_mindquantum),
+    ]
+)
 def build(request: pytest.FixtureRequest) -> Callable[[Circuit], Engine]:
-    return BUILDERS[request.param]
+    builder: Callable[[Circuit], Engine] = request.param
+    return builder
 
 
+@needs_mindquantum
 @pytest.mark.parametrize("n_qubits", range(2, 9))
 def test_engines_agree_on_gates_in_random_order(n_qubits: int) -> None:
     assert_engines_agree(random_student(n_qubits, 12 * n_qubits, seed=n_qubits))
 
 
+@needs_mindquantum
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(("n_qubits", "n_layers"), [(2, 1), (3, 4), (5, 2), (8, 2)])
 def test_engines_agree_on_presets(preset: str, n_qubits: int, n_layers: int) -> None:
     assert_engines_agree(random_preset(preset, n_qubits, n_layers, seed=n_layers))
 
 
+@needs_mindquantum
 @pytest.mark.parametrize(
     "circuit",
     [
@@ -75,6 +86,7 @@ def test_engines_agree_on_many_qubits(circuit: Circuit) -> None:
     assert_engines_agree(circuit)
 
 
+@needs_mindquantum
 @pytest.mark.parametrize("folder", SHIPPED_BUNDLES, ids=lambda path: path.name)
 def test_engines_agree_on_every_shipped_bundle(folder) -> None:  # type: ignore[no-untyped-def]
     bundle = load_bundle(folder)
@@ -97,6 +109,7 @@ def test_every_engine_agrees_with_a_plain_state_vector(
     np.testing.assert_allclose(build(circuit).expvals(angles), student_expvals(circuit, angles), rtol=0, atol=1e-12)
 
 
+@needs_mindquantum
 def test_mindquantum_states_have_qubit_0_leftmost() -> None:
     circuit = Circuit(3, (*feature_map(3), Gate("cx", (0, 2))))
     state = MindQuantumEngine(circuit).states(np.array([[np.pi, 0.0, 0.0]]))[0]
@@ -229,7 +242,15 @@ def test_unbound_ansatz_is_refused(build: Callable[[Circuit], Engine]) -> None:
         build(student_circuit("chain", 3, 1))
 
 
-def test_too_many_qubits_are_refused_and_the_other_engine_named() -> None:
+def test_missing_mindquantum_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What an import finds of a package that is not installed.
+    for name in ("mindquantum", "mindquantum.simulator"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineError, match=r"needs the package mindquantum==0\.12\.0, which is not installed"):
+        MindQuantumEngine(random_preset("chain", 3, 1, seed=0))
+
+
+def test_too_many_qubits_are_refused() -> None:
     with pytest.raises(EngineError, match=f"expected at most {MAX_QUBITS}"):
         compile_circuit(random_preset("chain", MAX_QUBITS + 1, 1, seed=0))
 

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given
-from statevector import apply, zero_state
+from needs import needs_mindquantum
+from statevector import apply, final_state, zero_state
 from strategies import bound_circuits, random_preset, random_student, seeded
 
 from models.circuit import PRESETS, Circuit, Gate, student_circuit
@@ -36,6 +37,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(abs(np.vdot(a, b)))
 
 
+@needs_mindquantum
 @pytest.mark.parametrize("preset", PRESETS)
 def test_exported_preset_prepares_mindquantums_state(preset: str) -> None:
     circuit = random_preset(preset, 5, 2, seed=3)
@@ -46,11 +48,18 @@ def test_exported_preset_prepares_mindquantums_state(preset: str) -> None:
     np.testing.assert_allclose(found, phase * expected, rtol=0, atol=1e-9)
 
 
+@needs_mindquantum
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_exported_random_circuit_prepares_mindquantums_state(seed: int) -> None:
     circuit = random_student(5, 40, seed)
     expected = MindQuantumEngine(circuit).states(np.array([INPUTS]))[0]
     assert overlap(run_qasm2(to_qasm2(circuit.bind(inputs=INPUTS))), expected) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_exported_preset_prepares_the_state_of_its_definition(preset: str) -> None:
+    circuit = random_preset(preset, 5, 2, seed=3).bind(inputs=INPUTS)
+    assert overlap(run_qasm2(to_qasm2(circuit)), final_state(circuit).reshape(-1)) == pytest.approx(1, abs=1e-9)
 
 
 def test_presets_use_only_gates_of_qelib1() -> None:

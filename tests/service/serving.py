@@ -51,6 +51,7 @@ def write_test_bundle(folder: Path, task: str, embedder: Embedder, seed: int = 0
         "n_layers": 1,
         "metrics": {"test": {"accuracy": 0.5}},
         "teacher": {"name": "none"},
+        "training": {"best_epoch": 0, "history": []},
         "data_sha256": {"train": "0" * 64},
         "seed": seed,
         "configuration": {"seed": seed},

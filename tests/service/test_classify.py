@@ -85,12 +85,13 @@ async def test_text_of_every_script_is_answered(client: httpx.AsyncClient) -> No
     assert len(response.json()["results"]) == len(texts)
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("compiled", "float32"), ("mindquantum", "float64")])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [("compiled", "float32"), pytest.param("mindquantum", "float64", marks=needs_mindquantum)],
+)
 async def test_engines_agree_with_the_default(
     settings: Settings, client: httpx.AsyncClient, engine: str, precision: str
 ) -> None:
-    if engine == "mindquantum":
-        pytest.importorskip("mindquantum")
     body = {"inputs": ["a text", "and one more"]}
     expected = (await client.post("/classify/topic", json=body)).json()["results"]
     other = settings.model_copy(update={"engine": engine, "precision": precision})

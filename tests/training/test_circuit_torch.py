@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dense_circuit import batch_expvals, draw, every_preset, mixed_circuit
+from needs import needs_mindquantum
 
 from models.circuit import PRESETS, Circuit, Gate, Symbol, feature_map, student_circuit
 from models.engines.mindquantum import MindQuantumEngine
@@ -24,6 +25,7 @@ def test_presets_equal_a_product_of_dense_matrices(preset: str, n_qubits: int, n
     np.testing.assert_allclose(torch_expvals(circuit, angles, ansatz), expected, rtol=0, atol=1e-10)
 
 
+@needs_mindquantum
 @pytest.mark.parametrize(("preset", "n_qubits", "n_layers"), [*every_preset(), ("released", 11, 2), ("paper", 11, 1)])
 def test_presets_equal_the_mindquantum_engine(preset: str, n_qubits: int, n_layers: int) -> None:
     circuit = student_circuit(preset, n_qubits, n_layers)

@@ -1,0 +1,11 @@
+"""Marks of tests that need what not every Python can install."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+needs_mindquantum = pytest.mark.skipif(
+    find_spec("mindquantum") is None, reason="needs mindquantum==0.12.0, which has no wheels for Python 3.12 and newer"
+)
