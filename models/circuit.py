@@ -58,7 +58,10 @@ class Gate:
             raise CircuitError(f"{self.name} has the angle {self.angle!r}, expected {'one' if takes_angle else 'none'}")
         if self.angle is not None and not isinstance(self.angle, Symbol):
             # An int or numpy scalar is a number too; interpreters ask `isinstance(angle, float)`.
-            object.__setattr__(self, "angle", float(self.angle))
+            try:
+                object.__setattr__(self, "angle", float(self.angle))
+            except (TypeError, ValueError) as exc:
+                raise CircuitError(f"{self.name} has the angle {self.angle!r}, expected a number or symbol") from exc
         if isinstance(self.angle, float) and not math.isfinite(self.angle):
             raise CircuitError(f"{self.name} on {self.qubits} has the angle {self.angle}, expected a finite number")
 

@@ -23,6 +23,8 @@ SCHEMA_VERSION = 1
 POOLINGS = ("mean",)
 SHIPPED = Path(__file__).parent / "embedders"
 _FILES = ("model.onnx", "tokenizer.json")
+_FIELDS = {"name": str, "n_layers": int, "hidden_size": int, "max_tokens": int, "files": dict, "source": dict}
+_MIN_TOKENS = 3  # the two special tokens and one of the text
 _MAX_CHARACTERS_PER_TOKEN = 100  # a word longer than this is one unknown token in every BERT vocabulary
 
 
@@ -191,11 +193,16 @@ def _read_info(folder: Path) -> dict[str, Any]:
     except ValueError as exc:
         raise EmbedderError(f"{path}: expected JSON, found {exc}") from exc
     version = info.get("schema_version") if isinstance(info, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise EmbedderError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
-    missing = {"name", "n_layers", "hidden_size", "max_tokens", "files", "source"} - set(info)
+    missing = set(_FIELDS) - set(info)
     if missing:
         raise EmbedderError(f"{path}: the fields {sorted(missing)} are missing")
+    for name, expected in _FIELDS.items():
+        if type(info[name]) is not expected:
+            raise EmbedderError(f"{path}: {name} is {info[name]!r}, expected {expected.__name__}")
+    if info["max_tokens"] < _MIN_TOKENS:
+        raise EmbedderError(f"{path}: max_tokens is {info['max_tokens']}, expected at least {_MIN_TOKENS}")
     for name in _FILES:
         file = folder / name
         if not file.is_file():

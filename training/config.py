@@ -66,6 +66,9 @@ class OptimiserConfig(_Section):
     ansatz_learning_rate: Positive = 1e-2
     head_learning_rate: Positive = 1e-2
     weight_decay: float = Field(0.0, ge=0, description="decoupled, on the reducer's weights in standardised features")
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="decay, a step, of the running mean of the weights that is validated and kept"
+    )
     start: Literal["linear", "random"] = Field(
         "linear", description="`linear` starts the reducer from a ridge fit of the teacher's logits"
     )

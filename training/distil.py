@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models.circuit import Circuit
@@ -99,12 +100,13 @@ def distil(
     if config.optimiser.start == "linear":
         start_linear(model, x, teacher, config.optimiser)
     optimiser = _optimiser(model, config.optimiser)
-    run = _Run(cache / f"{config.task}-{_run_key(config, train, validation)}.pt", model, optimiser)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.averaging))  # type: ignore[no-untyped-call]
+    run = _Run(cache / f"{config.task}-{_run_key(config, train, validation)}.pt", model, averaged, optimiser)
     run.resume()
 
     def validate() -> dict[str, float]:
         with torch.inference_mode():
-            logits = model(x_validation)
+            logits = averaged(x_validation)
             loss = distillation_loss(
                 logits, torch.tensor(validation.teacher_logits), torch.tensor(validation.targets), config.loss
             )
@@ -117,7 +119,7 @@ def distil(
     bar = tqdm(total=epochs, initial=run.epoch, desc=f"distil {config.task}", unit="epoch", disable=not progress)
     while run.epoch < epochs:
         _set_learning_rates(optimiser, run.epoch, epochs)
-        loss = _train_epoch(model, optimiser, x, teacher, targets, config, run)
+        loss = _train_epoch(model, averaged, optimiser, x, teacher, targets, config, run)
         run.finish_epoch({"train_loss": loss, **validate()})
         bar.set_postfix({k: f"{v:.4f}" for k, v in run.history[-1].items()}, refresh=False)
         bar.update()
@@ -152,12 +154,15 @@ def start_linear(model: StudentModule, x: torch.Tensor, teacher: torch.Tensor, c
 class _Run:
     """A run's state on disk: written after every epoch, read when the same run is started again."""
 
-    def __init__(self, path: Path, model: StudentModule, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, path: Path, model: StudentModule, averaged: AveragedModel, optimiser: torch.optim.Optimizer
+    ) -> None:
         self.path = path
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
         self.best: dict[str, torch.Tensor] = {}
         self._model = model
+        self._averaged = averaged
         self._optimiser = optimiser
 
     @property
@@ -181,6 +186,7 @@ class _Run:
         state = torch.load(self.path, weights_only=True)
         self.history, self.best_epoch, self.best = state["history"], state["best_epoch"], state["best"]
         self._model.load_state_dict(state["model"])
+        self._averaged.load_state_dict(state["averaged"])
         self._optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["rng"])
 
@@ -188,12 +194,14 @@ class _Run:
         self.history.append(entry)
         self.best_epoch = self._find_best_epoch()
         if self.best_epoch == self.epoch:
-            self.best = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+            kept = self._averaged.module.state_dict()
+            self.best = {name: value.detach().clone() for name, value in kept.items()}
         state = {
             "history": self.history,
             "best_epoch": self.best_epoch,
             "best": self.best,
             "model": self._model.state_dict(),
+            "averaged": self._averaged.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "rng": torch.get_rng_state(),
         }
@@ -205,6 +213,7 @@ class _Run:
 
 def _train_epoch(
     model: StudentModule,
+    averaged: AveragedModel,
     optimiser: torch.optim.Optimizer,
     x: torch.Tensor,
     teacher: torch.Tensor,
@@ -227,6 +236,7 @@ def _train_epoch(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        averaged.update_parameters(model)
         total += loss.item() * len(rows)
     return total / len(x)
 

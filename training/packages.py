@@ -23,6 +23,8 @@ def packaged_file(package: str, version: str, ending: str, sha256: str) -> Path:
     if len(found) != 1:
         raise PackagedFileError(f"{package}: expected one file *{ending}, found {[str(f) for f in found]}; {wanted}")
     path = Path(str(found[0].locate()))
+    if not path.is_file():
+        raise PackagedFileError(f"{path}: no such file, though {package} lists it; {wanted}")
     if (content := file_sha256(path)) != sha256:
         raise PackagedFileError(f"{path}: sha256 is {content}, expected {sha256}; {wanted}")
     return path

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import needs_mindquantum
 from safetensors.numpy import load_file, save
 from samples import FEATURES, TEXTS, random_weights
 from statevector import student_expvals
 
 from models.bundle import Bundle, load_bundle
 from models.circuit import student_circuit
-from models.embedder import Embedder
-from models.errors import BundleError, BundleFileError, BundleSchemaError, EmbedderError, EngineError
+from models.embedder import SHIPPED, Embedder
+from models.errors import (
+    BundleError,
+    BundleFileError,
+    BundleSchemaError,
+    EmbedderError,
+    EngineError,
+    FolderError,
+)
 from models.student import softmax
 
 HASHED = ("circuit.json", "weights.safetensors", "compiled.safetensors", "golden.json")
@@ -118,6 +127,7 @@ def test_golden_values_come_from_the_texts(pristine: Path, embedder: Embedder) -
     bundle.verify(embedder)
 
 
+@needs_mindquantum
 def test_engines_agree_on_a_bundle(pristine: Path) -> None:
     bundle = load_bundle(pristine)
     angles = np.random.default_rng(0).uniform(-7, 7, (16, 4))
@@ -189,7 +199,7 @@ def test_a_file_that_the_manifest_does_not_hash_is_refused(folder: Path) -> None
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None])
 def test_manifest_of_another_schema_is_refused(folder: Path, version: object) -> None:
     edit_manifest(folder, lambda manifest: manifest.update(schema_version=version))
     with pytest.raises(BundleSchemaError, match=rf"manifest\.json: schema_version is {version!r}, expected 1"):
@@ -208,7 +218,7 @@ def test_unknown_manifest_field_is_refused_and_named(folder: Path) -> None:
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("field", ["task", "labels", "embedder", "seed", "files", "command"])
+@pytest.mark.parametrize("field", ["task", "labels", "embedder", "training", "seed", "files", "command"])
 def test_missing_manifest_field_is_refused_and_named(folder: Path, field: str) -> None:
     edit_manifest(folder, lambda manifest: manifest.pop(field))
     with pytest.raises(BundleSchemaError, match=rf"manifest\.json: .*missing \['{field}'\]"):
@@ -227,11 +237,60 @@ def test_missing_manifest_field_is_refused_and_named(folder: Path, field: str) -
         ("task", None),
         ("n_qubits", "4"),
         ("parameter_counts", []),
+        ("training", []),
     ],
 )
 def test_manifest_field_of_another_type_is_refused_and_named(folder: Path, field: str, value: object) -> None:
     edit_manifest(folder, lambda manifest: manifest.update({field: value}))
     with pytest.raises(BundleError, match=rf"manifest\.json.*{field}"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("names", [["same", "same"], [1, 2], ["negative", ""], ["negative", None], [["a"], ["b"]]])
+def test_labels_that_are_not_different_names_are_refused_and_named(folder: Path, names: list[object]) -> None:
+    edit_manifest(folder, lambda manifest: manifest.update(labels=names))
+    with pytest.raises(BundleSchemaError, match=r"manifest\.json: labels are \[.*\], expected (a list of|each) name"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("task", ["a/b", "../emotion", "Emotion", "émotion", "1st", "two words", "emotion\n", ""])
+def test_task_that_is_no_name_for_a_path_is_refused_and_named(folder: Path, task: str) -> None:
+    edit_manifest(folder, lambda manifest: manifest.update(task=task))
+    with pytest.raises(BundleSchemaError, match=r"manifest\.json: task is .*, expected lower-case letters"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("features", ["mean:4", None, 4, {"mean": 4}, [4], [None], ["mean:4", "mean:4"]])
+def test_features_that_are_not_different_names_are_refused_and_named(folder: Path, features: object) -> None:
+    edit_manifest(folder, lambda manifest: manifest["embedder"].update(features=features))
+    with pytest.raises(BundleSchemaError, match=r"manifest\.json: embedder features are .*, expected"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("field", ["name", "sha256"])
+@pytest.mark.parametrize("value", [None, 4, ["minilm-l6"]])
+def test_embedder_named_by_anything_but_text_is_refused_and_named(folder: Path, field: str, value: object) -> None:
+    edit_manifest(folder, lambda manifest: manifest["embedder"].update({field: value}))
+    with pytest.raises(BundleSchemaError, match=rf"manifest\.json: embedder {field} is .*, expected str"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("preset", "qft", "unknown preset 'qft', expected one of"), ("n_layers", 0, "expected at least .* 1 layer")],
+)
+def test_circuit_that_no_version_made_is_refused_and_the_manifest_named(
+    folder: Path, field: str, value: object, message: str
+) -> None:
+    edit_manifest(folder, lambda manifest: manifest.update({field: value}))
+    with pytest.raises(BundleSchemaError, match=rf"manifest\.json: .*{message}"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(("preset", "n_layers"), [("chain", 2), ("paper", 1)])
+def test_circuit_that_is_not_the_manifests_is_refused_and_named(folder: Path, preset: str, n_layers: int) -> None:
+    edit_manifest(folder, lambda manifest: manifest.update(preset=preset, n_layers=n_layers))
+    with pytest.raises(BundleError, match=rf"circuit\.json: expected {n_layers} layers of the preset '{preset}'"):
         load_bundle(folder)
 
 
@@ -247,6 +306,9 @@ def test_manifest_that_is_no_object_is_refused_and_named(folder: Path, text: str
     [
         ("n_qubits", 5),
         ("labels", ["negative", "neutral", "positive"]),
+        ("labels", ["positive", "negative"]),
+        ("labels", ["negative", "other"]),
+        ("labels", []),
         ("parameter_counts", {"reducer": 1, "ansatz": 1, "head": 1, "total": 3}),
     ],
 )
@@ -336,9 +398,22 @@ def test_another_embedder_than_the_bundles_own_is_refused(folder: Path, embedder
         load_bundle(folder).verify(embedder)
 
 
-def test_golden_text_whose_angles_have_changed_is_refused(folder: Path, embedder: Embedder) -> None:
+def test_an_embedder_that_cuts_texts_elsewhere_is_not_the_bundles_own(pristine: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED / "minilm-l6", tmp_path / "minilm-l6"))
+    info = json.loads((folder / "embedder.json").read_text(encoding="utf-8"))
+    (folder / "embedder.json").write_text(json.dumps({**info, "max_tokens": 64}), encoding="utf-8")
+    with pytest.raises(BundleError, match="distilled on the embedder with sha256"):
+        load_bundle(pristine).verify(Embedder(folder, threads=1))
+
+
+def test_golden_text_that_no_longer_gives_its_probabilities_is_refused(
+    write: Write, folder: Path, embedder: Embedder
+) -> None:
+    # Large enough that every text has angles of its own.
+    weights = load_bundle(folder).weights
+    write(folder, weights=replace(weights, reducer_weight=50 * weights.reducer_weight)).verify(embedder)
     put_json(folder, "golden.json", lambda golden: golden["texts"].__setitem__(0, "Something else altogether."))
-    with pytest.raises(BundleError, match="angles of the golden texts differ"):
+    with pytest.raises(BundleError, match="probs from texts of the golden texts differ"):
         load_bundle(folder).verify(embedder)
 
 
@@ -352,6 +427,9 @@ class _BrokenEmbedder:
     [
         ({"reader": _BrokenEmbedder()}, EmbedderError),
         ({"labels": ["only"]}, BundleError),
+        ({"task": "a/b"}, BundleSchemaError),
+        ({"preset": "paper"}, BundleError),
+        ({"n_layers": 2}, BundleError),
         ({"unknown": 1}, TypeError),
         ({"metrics": {"accuracy": object()}}, TypeError),
     ],
@@ -391,3 +469,21 @@ def test_rewriting_replaces_the_old_bundle_whole(write: Write, folder: Path) -> 
     assert load_bundle(folder).manifest.seed == 7
     assert {path.name for path in folder.iterdir()} == set(FILES)
     assert [path.name for path in folder.parent.iterdir()] == ["emotion"]
+
+
+@pytest.mark.parametrize("inside", ["bundles/emotion/manifest.json", "bundles/notes.txt", "bundles"])
+def test_writing_over_what_is_no_bundle_is_refused_and_leaves_it(write: Write, tmp_path: Path, inside: str) -> None:
+    # A folder of bundles is one level above what --out means, a slip away.
+    precious = tmp_path / inside
+    precious.parent.mkdir(parents=True, exist_ok=True)
+    precious.write_text("precious", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FolderError, match=rf"{tmp_path / 'bundles'}: expected a new folder or one with manifest\.json"):
+        write(tmp_path / "bundles")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert precious.read_text(encoding="utf-8") == "precious"
+
+
+def test_an_empty_folder_becomes_the_bundle(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "emotion").mkdir()
+    assert write(tmp_path / "emotion").id == load_bundle(tmp_path / "emotion").id

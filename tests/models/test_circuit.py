@@ -31,6 +31,29 @@ def test_impossible_gate_is_refused(name: str, qubits: tuple[int, ...], angle: f
         Gate(name, qubits, angle)
 
 
+@pytest.mark.parametrize("angle", [2, np.int64(2), np.float64(2), np.float32(2), np.array(2.0)])
+def test_angle_of_any_number_type_is_a_float(angle: float) -> None:
+    gate = Gate("rx", (0,), angle)
+    assert type(gate.angle) is float
+    assert gate == Gate("rx", (0,), 2.0)
+    circuit = Circuit(1, (gate, Gate("rx", (0,), 0.5)))
+    assert circuit.fused().gates == (Gate("rx", (0,), 2.5),)
+    assert Circuit.from_json(json.loads(json.dumps(circuit.to_json()))) == circuit
+    np.testing.assert_allclose(expvals(circuit), [math.cos(2.5)], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("angle", ["north", np.zeros(2), 1j])
+def test_angle_that_is_no_number_is_refused(angle: object) -> None:
+    with pytest.raises(CircuitError, match="expected a number or symbol"):
+        Gate("rx", (0,), angle)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("angle", [np.nan, np.float32(np.inf), np.float64(-np.inf)])
+def test_angle_that_is_not_finite_is_refused_whatever_its_type(angle: float) -> None:
+    with pytest.raises(CircuitError, match="expected a finite number"):
+        Gate("rx", (0,), angle)
+
+
 @pytest.mark.parametrize("qubits", [(2,), (-1,)])
 def test_gate_outside_the_circuit_is_refused(qubits: tuple[int, ...]) -> None:
     with pytest.raises(CircuitError, match=r"expected qubits in \[0, 2\)"):

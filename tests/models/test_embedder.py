@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Encoding, Tokenizer
 
 from models.embedder import SHIPPED, Embedder, Feature, find_embedder
 from models.errors import EmbedderError
 
 WORDS = ["a", "quiet", "film", "that", "I", "loved", "more", "than", "any", "other", "for", "its", "music"]
 TEXTS = [" ".join(WORDS[(i + k) % len(WORDS)] for k in range(n)) for i, n in enumerate((1, 3, 9, 25, 60, 200))]
-SHIPPED_EMBEDDERS = sorted(path.parent for path in SHIPPED.glob("*/embedder.json"))
 
 
 @pytest.fixture
@@ -92,6 +93,50 @@ def test_text_that_just_fits_is_not_truncated(embedder: Embedder) -> None:
     assert (len(over.ids), over.truncated) == (embedder.max_tokens, True)
 
 
+BLANKS = {"spaces": " ", "lines": "\r\n", "tabs": "\t", "wide": "\u3000", "no-break": "\u00a0"}
+
+
+@pytest.mark.parametrize("blank", BLANKS.values(), ids=BLANKS)
+def test_blanks_around_a_text_neither_hide_nor_truncate_it(embedder: Embedder, blank: str) -> None:
+    (expected,) = embedder.tokenise(["a quiet film"])
+    assert not expected.truncated
+    many = blank * 200 * embedder.max_tokens
+    for text in (f"{many}a quiet film", f"a quiet film{many}", f"{many}a quiet film{many}"):
+        assert embedder.tokenise([text]) == [expected]
+
+
+def test_blank_text_is_its_special_tokens(embedder: Embedder) -> None:
+    empty, blank = embedder.tokenise(["", " \n" * 20_000])
+    assert blank == empty
+    assert (len(empty.ids), empty.truncated) == (2, False)
+
+
+class _RecordingTokenizer:
+    """Hands texts on and keeps the length of the longest."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.longest = 0
+        self._tokenizer = tokenizer
+
+    def encode_batch(self, texts: list[str]) -> list[Encoding]:
+        self.longest = max(map(len, texts))
+        return self._tokenizer.encode_batch(texts)
+
+
+@pytest.mark.parametrize("text", ["film " * 2_000_000, "x" * 10_000_000], ids=["words", "one word"])
+def test_of_a_very_long_text_only_the_beginning_is_tokenised_and_it_says_so(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    recorder = _RecordingTokenizer(embedder._tokenizer)
+    monkeypatch.setattr(embedder, "_tokenizer", recorder)
+    (found,) = embedder.tokenise([text])
+    assert recorder.longest <= 200 * embedder.max_tokens
+    (beginning,) = embedder.tokenise([text[: 200 * embedder.max_tokens]])
+    assert found == beginning
+    assert found.truncated
+    assert len(found.ids) <= embedder.max_tokens
+
+
 def test_words_behind_the_cut_change_nothing(embedder: Embedder) -> None:
     one, other = "film " * 300, "film " * 200 + "hated " * 100
     np.testing.assert_array_equal(embedder.embed([one], ["mean:6"]), embedder.embed([other], ["mean:6"]))
@@ -131,7 +176,33 @@ def test_minilm_comes_from_the_known_weights(embedder: Embedder) -> None:
     assert embedder.info["source"]["weights_sha256"].startswith("53aa5117")
     assert embedder.info["source"]["licence"] == "Apache-2.0"
     assert (embedder.n_layers, embedder.hidden_size) == (6, 384)
-    assert embedder.sha256 == embedder.info["files"]["model.onnx"]
+
+
+def test_identity_is_the_same_wherever_and_whatever_the_embedder_is_called(embedder: Embedder, folder: Path) -> None:
+    moved = folder.rename(folder.with_name("elsewhere"))
+    edit_info(moved, lambda info: info.update(name="elsewhere", source={"model": "copied"}))
+    assert Embedder(moved, threads=1).sha256 == embedder.sha256
+    assert re.fullmatch(r"[0-9a-f]{64}", embedder.sha256)
+
+
+def test_identity_changes_with_where_texts_are_cut(embedder: Embedder, folder: Path) -> None:
+    edit_info(folder, lambda info: info.update(max_tokens=embedder.max_tokens - 1))
+    assert Embedder(folder, threads=1).sha256 != embedder.sha256
+
+
+def test_identity_changes_with_the_tokenizer(embedder: Embedder, folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["normalizer"]["lowercase"] = False
+    put(folder, "tokenizer.json", json.dumps(tokenizer).encode())
+    other = Embedder(folder, threads=1)
+    assert other.tokenise(["Film"]) != embedder.tokenise(["Film"])
+    assert other.sha256 != embedder.sha256
+
+
+def test_identity_changes_with_the_graph(embedder: Embedder, folder: Path) -> None:
+    # Protocol buffers may be written in pieces: this adds the field 2, ModelProto.producer_name, once more.
+    put(folder, "model.onnx", (folder / "model.onnx").read_bytes() + b"\x12\x05other")
+    assert Embedder(folder, threads=1).sha256 != embedder.sha256
 
 
 @pytest.mark.parametrize("name", ["embedder.json", "model.onnx", "tokenizer.json"])
@@ -159,7 +230,7 @@ def test_file_that_is_no_model_or_tokenizer_is_refused_and_named(folder: Path, n
         Embedder(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 2, "1", True, None])
 def test_another_schema_is_refused(folder: Path, version: object) -> None:
     edit_info(folder, lambda info: info.update(schema_version=version))
     with pytest.raises(EmbedderError, match=rf"embedder\.json: schema_version is {version!r}, expected 1"):
@@ -170,6 +241,25 @@ def test_another_schema_is_refused(folder: Path, version: object) -> None:
 def test_missing_field_is_refused_and_named(folder: Path, field: str) -> None:
     edit_info(folder, lambda info: info.pop(field))
     with pytest.raises(EmbedderError, match=rf"embedder\.json: .*'{field}'"):
+        Embedder(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", 5),
+        ("n_layers", "6"),
+        ("hidden_size", None),
+        ("max_tokens", "128"),
+        ("max_tokens", True),
+        ("max_tokens", 2),
+        ("files", ["model.onnx"]),
+        ("source", None),
+    ],
+)
+def test_field_of_another_type_is_refused_and_named(folder: Path, field: str, value: object) -> None:
+    edit_info(folder, lambda info: info.update({field: value}))
+    with pytest.raises(EmbedderError, match=rf"embedder\.json: {field} is {re.escape(repr(value))}, expected"):
         Embedder(folder)
 
 
@@ -185,3 +275,18 @@ def test_embedder_is_found_by_name_or_folder(folder: Path) -> None:
     assert find_embedder(str(folder)) == folder
     with pytest.raises(EmbedderError, match=r"expected one of \['minilm-l6'.*\] or a folder with embedder\.json"):
         find_embedder("nowhere")
+
+
+def test_own_embedder_is_found_beside_the_bundles_and_before_a_shipped_one(tmp_path: Path) -> None:
+    for name in ("own", "minilm-l6"):
+        (tmp_path / "embedders" / name).mkdir(parents=True)
+        (tmp_path / "embedders" / name / "embedder.json").write_text("{}", encoding="utf-8")
+        assert find_embedder(name, tmp_path) == tmp_path / "embedders" / name
+    with pytest.raises(EmbedderError, match="embedder 'own'"):
+        find_embedder("own")
+
+
+def test_shipped_embedder_is_found_where_there_is_none_beside_the_bundles(folder: Path) -> None:
+    (folder.parent / "embedders" / "minilm-l6").mkdir(parents=True)
+    assert find_embedder("minilm-l6", folder.parent) == SHIPPED / "minilm-l6"
+    assert find_embedder(str(folder), folder.parent / "nowhere") == folder

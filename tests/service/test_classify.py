@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from needs import needs_mindquantum
 from serving import TASKS, client_of, running
 
 from models.bundle import load_bundle

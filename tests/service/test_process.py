@@ -17,6 +17,10 @@ from time import monotonic, sleep
 import httpx
 import pytest
 
+from service.cli import _listen, _listener
+from service.errors import AddressError
+from service.settings import Settings
+
 COMMAND = [sys.executable, "-m", "service.cli", "serve"]
 ROOT = Path(__file__).parents[2]
 
@@ -163,6 +167,20 @@ def test_port_in_use_ends_with_one_line(bundles_dir: Path, tmp_path: Path) -> No
         port = taken.getsockname()[1]
         line = refused(bundles_dir, tmp_path, "--port", str(port))
     assert line == f"qdserve: cannot listen on 127.0.0.1 port {port}: Address already in use"
+
+
+def test_second_of_two_services_that_start_together_is_refused() -> None:
+    # Both bind, as SO_REUSEADDR allows while neither listens; the first to listen has the port.
+    with socket.socket() as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind(("127.0.0.1", 0))
+        settings = Settings(host="127.0.0.1", port=first.getsockname()[1])
+        with _listener(settings.host, settings.port) as second:
+            first.listen()
+            with pytest.raises(
+                AddressError, match=f"^cannot listen on 127.0.0.1 port {settings.port}: Address already"
+            ):
+                _listen(second, settings)
 
 
 def test_state_folder_that_cannot_be_written_ends_with_one_line(bundles_dir: Path, tmp_path: Path) -> None:

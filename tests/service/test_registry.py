@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from serving import TASKS, running, write_test_bundle
 
-from models.embedder import Embedder
-from models.errors import BundleError, BundleFileError, EngineError, StudentError
+from models.embedder import SHIPPED, Embedder
+from models.errors import BundleError, BundleFileError, EmbedderError, EngineError, StudentError
 from service.errors import RegistryError, UnknownTaskError
 from service.registry import load_snapshot
 from service.settings import Settings
@@ -73,6 +74,21 @@ def test_bundle_of_another_embedder_is_named(own: Path, embedder: Embedder) -> N
     other.__dict__ = {**vars(embedder), "sha256": "0" * 64}
     write_test_bundle(own / "bundle-1", "topic", other)
     with pytest.raises(BundleError, match=r"bundle-1.*sha256"):
+        load_snapshot(own, threads=1)
+
+
+def test_bundle_on_an_embedder_beside_the_bundles_is_served(own: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED / "minilm-l6", own.parent / "embedders" / "mine"))
+    info = json.loads((folder / "embedder.json").read_text(encoding="utf-8"))
+    info.update(name="mine", max_tokens=16)
+    (folder / "embedder.json").write_text(json.dumps(info), encoding="utf-8")
+    mine = Embedder(folder, threads=1)
+    write_test_bundle(own / "bundle-1", "topic", mine)
+    found = {task: bundle.embedder for task, bundle in load_snapshot(own, threads=1).bundles.items()}
+    assert {task: embedder.name for task, embedder in found.items()} == {"emotion": "minilm-l6", "topic": "mine"}
+    assert found["topic"].sha256 == mine.sha256 != found["emotion"].sha256
+    shutil.rmtree(folder)
+    with pytest.raises(EmbedderError, match="embedder 'mine'"):
         load_snapshot(own, threads=1)
 
 

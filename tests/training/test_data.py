@@ -111,13 +111,6 @@ def test_hash_depends_on_label_names_not_on_class_order(tmp_path: Path) -> None:
     assert read_csv(path).sha256 != read_csv(renamed).sha256
 
 
-def test_head_keeps_the_first_texts(tmp_path: Path) -> None:
-    texts = read_csv(write_csv(tmp_path / "a.csv", ROWS))
-    assert rows_of(texts.head(3)) == ROWS[:3]
-    assert texts.head(3).labels == texts.labels
-    assert texts.head(None) is texts
-
-
 @pytest.fixture
 def split() -> Callable[[dict[str, int], int], TaskData]:
     def split(sizes: dict[str, int], seed: int) -> TaskData:
@@ -282,3 +275,9 @@ def test_folder_takes_the_class_order_that_is_given(tmp_path: Path) -> None:
     texts = read_texts(folder, labels=("sad", "glad"))
     assert texts.labels == ("sad", "glad")
     assert sorted(rows_of(texts)) == [("one", "glad"), ("two", "sad")]
+
+
+def test_folder_in_the_place_of_a_csv_file_is_refused_and_named(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").mkdir()
+    with pytest.raises(DataError, match=r"test\.csv: expected a CSV file, found no readable file"):
+        read_csv(tmp_path / "test.csv")

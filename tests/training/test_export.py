@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 from models.embedder import Embedder
+from models.errors import FolderError
 from training.export import ExportError, export_embedder
-from training.teacher import file_sha256
+from training.packages import file_sha256
 
 # Said by torch's exporter about itself.
 pytestmark = [
@@ -93,6 +95,38 @@ def test_failed_export_leaves_the_old_embedder_untouched(encoder: Path, exported
         export_embedder(str(encoder), exported, precision="fp32", max_tokens=65)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+@pytest.mark.parametrize("inside", ["embedders/tiny/embedder.json", "embedders/notes.txt", "embedders"])
+def test_exporting_over_what_is_no_embedder_is_refused_and_leaves_it(
+    encoder: Path, tmp_path: Path, inside: str
+) -> None:
+    precious = tmp_path / inside
+    precious.parent.mkdir(parents=True, exist_ok=True)
+    precious.write_text("precious", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        FolderError, match=rf"{tmp_path / 'embedders'}: expected a new folder or one with embedder\.json"
+    ):
+        export_embedder(str(encoder), tmp_path / "embedders", precision="fp32", max_tokens=48)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert precious.read_text(encoding="utf-8") == "precious"
+
+
+def test_exporting_again_replaces_the_old_embedder_whole(encoder: Path, exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "tiny"))
+    (folder / "leftover.txt").write_text("from an older version", encoding="utf-8")
+    export_embedder(str(encoder), folder, precision="fp32", max_tokens=32)
+    assert {path.name for path in folder.iterdir()} == {"embedder.json", "model.onnx", "tokenizer.json"}
+    assert Embedder(folder, threads=1).max_tokens == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_weights_that_are_none_are_refused_and_the_folder_named(encoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(encoder, tmp_path / "damaged"))
+    (folder / "model.safetensors").write_bytes(b"not what it should be")
+    with pytest.raises(ExportError, match=rf"{folder}: expected a Hugging Face encoder"):
+        export_embedder(str(folder), tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

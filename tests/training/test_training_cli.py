@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import needs_mindquantum
 from tiny_teachers import LABELS, toy_texts
 
 from models.bundle import Bundle, load_bundle
+from models.embedder import SHIPPED, Embedder
 from training.cli import main
 from training.data import SPLITS, load_task, read_csv
 
@@ -125,6 +127,12 @@ def test_distil_writes_a_bundle_that_loads_and_knows_where_it_came_from(finished
     assert manifest.teacher["model"] == "llama"
     assert (finished.folder / "cache" / "teachers" / manifest.teacher["key"] / "teacher.json").exists()
     assert manifest.library_versions["torch"] == torch.__version__
+    assert [set(entry) for entry in manifest.training["history"]] == [
+        {"validation_loss", "validation_accuracy"},
+        *[{"train_loss", "validation_loss", "validation_accuracy"}] * 3,
+    ]
+    best = manifest.training["history"][manifest.training["best_epoch"]]
+    assert best["validation_accuracy"] == manifest.metrics["validation"]["student"]["accuracy"]
 
 
 def test_final_bundle_holds_student_teacher_and_control_on_validation_and_test(bundle: Bundle) -> None:
@@ -160,9 +168,24 @@ def test_evaluate_prints_one_json_object_equal_to_the_manifests_metrics(finished
     assert found == bundle.manifest.metrics["test"]["student"]
 
 
+@needs_mindquantum
 def test_evaluate_on_the_reference_engine_decides_the_same(finished: Task) -> None:
     arguments = ["evaluate", str(finished.bundle), str(finished.folder / "data/test.csv"), "--json"]
     assert output_of([*arguments, "--engine", "mindquantum"]) == output_of(arguments)
+
+
+def test_student_of_an_own_embedder_is_measured_with_the_one_beside_its_bundle(finished: Task, tmp_path: Path) -> None:
+    mine = Path(shutil.copytree(SHIPPED / "minilm-l6", tmp_path / "embedders" / "mine"))
+    info = json.loads((mine / "embedder.json").read_text(encoding="utf-8"))
+    (mine / "embedder.json").write_text(json.dumps({**info, "name": "mine", "max_tokens": 8}), encoding="utf-8")
+    config = tmp_path / "own.toml"
+    config.write_text(CONFIG.replace("features =", f"embedder = '{mine}'\nfeatures ="), encoding="utf-8")
+    out = tmp_path / "bundles" / "weather"
+    output_of(["distil", str(config), *finished.options[1:], "--out", str(out)])
+    manifest = load_bundle(out).manifest
+    assert (manifest.embedder["name"], manifest.embedder["sha256"]) == ("mine", Embedder(mine, threads=1).sha256)
+    found = json.loads(output_of(["evaluate", str(out), str(finished.folder / "data/validation.csv"), "--json"]))
+    assert found == manifest.metrics["validation"]["student"]
 
 
 def test_evaluate_reads_a_folder_of_class_files(finished: Task, tmp_path: Path) -> None:
@@ -217,6 +240,23 @@ def test_student_that_cannot_be_made_is_refused_before_any_training(
     # Teaching takes hours; the student's shape is known before.
     assert_refused(distil_arguments(task.with_config(**replaced), task), capsys, *said)
     assert_nothing_was_trained(task)
+
+
+def test_folder_that_is_no_bundle_is_refused_before_any_training(
+    task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(task.folder.rglob("*"))
+    for out in (task.folder, task.folder / "weather.toml"):
+        arguments = ["distil", *task.options, "--out", str(out)]
+        assert_refused(arguments, capsys, f"{out}: expected a new folder or one with manifest.json")
+    assert sorted(task.folder.rglob("*")) == before
+
+
+def test_folder_that_is_no_embedder_is_refused_and_left(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(task.folder.rglob("*"))
+    arguments = ["export-embedder", "minilm-l6", str(task.folder)]
+    assert_refused(arguments, capsys, f"{task.folder}: expected a new folder or one with embedder.json")
+    assert sorted(task.folder.rglob("*")) == before
 
 
 def test_wrong_configuration_is_refused(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
