@@ -71,7 +71,7 @@ $(BIN)/pip:
 $(SERVE): requirements/serve.txt pyproject.toml | $(BIN)/pip
 	@echo "installing what serving needs"
 	@$(PIP) install --no-deps --require-hashes -r requirements/serve.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) --quiet install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # torch's wheel differs between a CPU-only and a CUDA machine, so it is pinned by version and not by hash.
