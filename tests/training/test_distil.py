@@ -120,7 +120,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path: Path) -
 def test_interrupted_run_goes_on_to_the_weights_of_an_unbroken_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    config = run_config(feature_noise=0.1, weight_decay=0.01)
+    config = run_config(feature_noise=0.1, weight_decay=0.01, averaging=0.9)
     unbroken = run(config, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         interrupt_at(patch, call)
@@ -217,6 +217,15 @@ def test_kept_epoch_of_equally_accurate_ones_has_the_lowest_loss(tmp_path: Path)
     assert len(equals) > 1
     assert distilled.best_epoch == min(equals, key=lambda i: distilled.history[i]["validation_loss"])
     assert_weights_are_of_the_best_epoch(distilled, config, VALIDATION)
+
+
+def test_running_mean_of_the_weights_follows_the_steps_slowly(tmp_path: Path) -> None:
+    def loss_moved_by(averaging: float) -> float:
+        history = run(run_config(start="random", epochs=1, averaging=averaging), tmp_path / str(averaging)).history
+        return abs(history[1]["validation_loss"] - history[0]["validation_loss"])
+
+    moved = [loss_moved_by(averaging) for averaging in (0.0, 0.5, 0.99)]
+    assert moved[0] > moved[1] > moved[2] > 0
 
 
 def test_guidance_chooses_between_teacher_and_labels(tmp_path: Path) -> None:
