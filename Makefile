@@ -14,10 +14,12 @@ SERVE := $(VENV)/.installed-serve
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench-student bench-embedder readme embedder bundles evaluate lock clean
+.PHONY: help install serve test check format bench-student bench-embedder readme embedder bundles evaluate lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(DEV) ## install what serving, training and the tests need
 
 serve: $(SERVE) ## start the service on HOST:PORT (127.0.0.1:8000)
 	@$(BIN)/qdserve serve --host $(HOST) --port $(PORT)

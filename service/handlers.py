@@ -19,6 +19,8 @@ from service.errors import (
     problem_response,
 )
 
+_BODY_EXAMPLE = '{"inputs": "text"}'
+_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 _MAX_ERRORS = 10
 _MAX_NAME = 100
 
@@ -55,10 +57,35 @@ def _located(error: Mapping[str, Any]) -> dict[str, str]:
     where, *path = error["loc"]
     # A name from the body may be of any length and hold lone surrogates, which no UTF-8 answer can carry.
     names = [str(part)[:_MAX_NAME].encode("utf-8", "backslashreplace").decode() for part in path]
-    detail = str(error["msg"])
+    detail = _in_words(error, where)
     if where == "body":
         return {"detail": detail, "pointer": "#" + "".join(f"/{_escape(name)}" for name in names)}
     return {"detail": detail, "parameter": ".".join(names)}
+
+
+def _in_words(error: Mapping[str, Any], where: str) -> str:
+    """What was expected and what was found, for the errors that callers make most; pydantic's words for the rest."""
+    found, limits = error.get("input"), error.get("ctx", {})
+    kind = _JSON_NAMES.get(type(found), "a number")
+    match error["type"]:
+        case "missing" if where == "body" and len(error["loc"]) == 1:
+            return f"the body is empty, expected {_BODY_EXAMPLE}"
+        case "missing":
+            return "missing, expected a value"
+        case "extra_forbidden":
+            return f"unknown {'field' if where == 'body' else 'parameter'}; /docs lists the known ones"
+        case "model_attributes_type" | "model_type" | "dict_type":
+            return f"expected an object such as {_BODY_EXAMPLE}, found {kind}"
+        case "string_type":
+            return f"expected a string, found {kind}"
+        case "int_type":
+            return f"expected an integer, found {kind}"
+        case "greater_than_equal":
+            return f"expected at least {limits['ge']}, found {found}"
+        case "literal_error":
+            return f"expected {limits['expected']}, found another value"
+        case _:
+            return str(error["msg"])
 
 
 def _escape(name: str) -> str:
@@ -74,7 +101,7 @@ def _from_http(request: Request, exc: HTTPException) -> ProblemError:
         allowed = (exc.headers or {}).get("Allow", "")
         error = MethodNotAllowedError(f"the method is {request.method[:16]}, expected {allowed}")
     elif exc.status_code == 400:
-        error = MalformedBodyError("the body is not JSON in UTF-8")
+        error = MalformedBodyError("the body is not JSON in UTF-8, or nested too deeply")
     else:
         error = InternalError(f"unexpected status {exc.status_code}")
     error.headers |= exc.headers or {}

@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qdtrain: {' '.join(str(exc).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nqdtrain: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "\nqdtrain: stopped; the same command goes on from the last checkpoint, if there was one", file=sys.stderr
+        )
         return _STOPPED
     return 0
 
@@ -58,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "texts", type=Path, help="CSV file with the columns text,label, or a folder of LABEL.txt files"
     )
-    evaluate.add_argument("--engine", choices=("compiled", "mindquantum"), default="compiled")
+    evaluate.add_argument(
+        "--engine", choices=("compiled", "mindquantum"), default="compiled", help="how the circuit is computed"
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_evaluate)
 

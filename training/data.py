@@ -80,7 +80,14 @@ def read_csv(path: Path, labels: Sequence[str] | None = None) -> Texts:
                     f"{path}: expected the columns text and label in the header row, "
                     f"found {list(reader.fieldnames or ())}"
                 )
-            rows = [(row["text"] or "", (row["label"] or "").strip()) for row in reader]
+            rows = []
+            for number, row in enumerate(reader, start=1):
+                # DictReader keeps what is beyond the header's columns under None.
+                if None in row:
+                    raise DataError(
+                        f"{path}: text {number} has more columns than the header row; a text with commas needs quotes"
+                    )
+                rows.append((row["text"] or "", (row["label"] or "").strip()))
     except FileNotFoundError as exc:
         raise DataError(f"{path}: no such file; expected a CSV file with the columns text and label") from exc
     except OSError as exc:
@@ -98,7 +105,10 @@ def read_class_folder(folder: Path) -> Texts:
     """
     files = sorted(folder.glob("*.txt"))
     if len(files) < 2:
-        raise DataError(f"{folder}: expected one LABEL.txt file a class, at least two, found {[f.name for f in files]}")
+        raise DataError(
+            f"{folder}: expected one LABEL.txt file a class, at least two, found "
+            f"{[f.name for f in files]}; for CSV name one file"
+        )
     rows: list[tuple[str, str]] = []
     for file in files:
         try:

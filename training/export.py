@@ -123,6 +123,16 @@ def _export_graph(encoder: torch.nn.Module, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    model = onnx.load(path)
+    _strip_traces(model.graph)
+    onnx.save(model, path)
+
+
+def _strip_traces(graph: onnx.GraphProto) -> None:
+    """Drop the exporter's notes: each node carries a stack trace with paths of the machine that exported it."""
+    for holder in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del holder.metadata_props[:]
+        holder.ClearField("doc_string")
 
 
 def _quantise(path: Path) -> None:

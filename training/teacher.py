@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from training.config import TeacherConfig
 from training.data import Texts
@@ -128,6 +130,8 @@ def teach(train: Texts, config: TeacherConfig, cache: Path, progress: bool = Tru
     if (teacher.folder / "teacher.json").exists():
         return teacher
     teacher.folder.mkdir(parents=True, exist_ok=True)
+    if progress:
+        tqdm.write(f"loading {base.name}, which takes up to a minute", file=sys.stderr)
     model, tokenizer = _build(base, config, train.labels)
     _train(model, tokenizer, train, config, teacher.folder, progress)
     save_file(_trainable(model), teacher.folder / "lora.safetensors")
@@ -158,6 +162,9 @@ def _build(
     from peft import LoraConfig, TaskType, get_peft_model
 
     source: dict[str, Any] = {} if base.gguf is None else {"gguf_file": base.gguf}
+    # It reports a classifier's head as missing at each load, which reads as if a tuned one were lost.
+    set_verbosity_error()
+    disable_progress_bar()
     # Layers that the folder lacks start at random and, but for the head, stay: each build must make the same.
     torch.manual_seed(config.seed)
     try:

@@ -281,3 +281,10 @@ def test_folder_in_the_place_of_a_csv_file_is_refused_and_named(tmp_path: Path) 
     (tmp_path / "test.csv").mkdir()
     with pytest.raises(DataError, match=r"test\.csv: expected a CSV file, found no readable file"):
         read_csv(tmp_path / "test.csv")
+
+
+def test_unquoted_comma_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\ngood,positive\nbad, really bad,negative\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"train\.csv: text 2 has more columns than the header row"):
+        read_csv(path)
