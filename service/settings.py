@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -76,8 +78,14 @@ def load_settings(**overrides: Any) -> Settings:
     """The settings of the environment, with `overrides` (from the command line) before it.
 
     Raises:
-        SettingsError: If a value is not allowed; one line that names the variables.
+        SettingsError: If a value is not allowed or a variable with the prefix is no setting; one line that names it.
     """
+    known = [_variable(name) for name in Settings.model_fields]
+    for name in sorted(os.environ):
+        # A misspelt variable would be passed over in silence.
+        if name.startswith(_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise SettingsError(f"{name} is no setting" + (f", did you mean {near[0]}?" if near else f": {known}"))
     try:
         return Settings(**overrides)
     except ValidationError as exc:

@@ -72,6 +72,18 @@ def test_wrong_value_is_one_line_that_names_the_variable(
     assert "\n" not in message
 
 
+def test_misspelt_variable_is_refused_with_the_name_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QD_MAX_TEXT", "5")
+    with pytest.raises(SettingsError, match=r"QD_MAX_TEXT is no setting, did you mean QD_MAX_TEXTS\?"):
+        load_settings()
+
+
+def test_variable_that_resembles_no_setting_is_refused_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QD_XYZ", "5")
+    with pytest.raises(SettingsError, match=r"QD_XYZ is no setting: \['QD_HOST', 'QD_PORT', "):
+        load_settings()
+
+
 def test_queue_must_hold_a_whole_request() -> None:
     with pytest.raises(SettingsError, match=r"^QD_MAX_QUEUED_TEXTS is 5, expected at least QD_MAX_TEXTS \(10\)$"):
         load_settings(max_texts=10, max_queued_texts=5)
