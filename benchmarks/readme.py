@@ -57,7 +57,7 @@ def example_output(readme: str) -> str:
         service = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
             cwd=ROOT,
-            env=environment | {"QD_STATE_DIR": folder},
+            env=environment | {"QD_STATE_DIR": folder, "QD_EMBEDDED": "false"},
             stdout=subprocess.PIPE,
             text=True,
         )

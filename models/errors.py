@@ -3,9 +3,12 @@
 StudentError
 ├── CircuitError            a gate, parameter or preset that cannot be built, bound or exported
 │   └── UnboundParameterError   an angle was needed and is still symbolic
+├── QasmError               OpenQASM text that cannot be read
+├── DeviceError             a calibration that cannot be read, or a circuit or chain that does not fit the device
 ├── ShapeError              an array whose shape does not fit the student
 ├── EngineError             an engine that cannot evaluate this circuit here
 ├── EmptyCountsError        counts without a single shot
+├── ReadoutError            readout errors too large to be corrected
 ├── EmbedderError           an embedder folder or a text that cannot be embedded
 ├── FolderError             a folder that must not be replaced
 └── BundleError             a bundle that must not be served
@@ -28,6 +31,14 @@ class UnboundParameterError(CircuitError):
     """An angle was needed as a number and is still symbolic."""
 
 
+class QasmError(StudentError):
+    """OpenQASM text that cannot be read; names the line."""
+
+
+class DeviceError(StudentError):
+    """A calibration that cannot be read, or a circuit or chain that does not fit the device."""
+
+
 class ShapeError(StudentError):
     """An array whose shape does not fit the student; says expected and found."""
 
@@ -38,6 +49,10 @@ class EngineError(StudentError):
 
 class EmptyCountsError(StudentError):
     """Measured counts without a single shot."""
+
+
+class ReadoutError(StudentError):
+    """Readout errors too large to be corrected."""
 
 
 class EmbedderError(StudentError):

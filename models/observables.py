@@ -1,4 +1,4 @@
-"""Expectation values of Z from a state or from measured counts."""
+"""Expectation values of Z from a state or from measured counts, their shot noise, and readout correction."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from models.errors import EmptyCountsError, ShapeError
+from models.errors import EmptyCountsError, ReadoutError, ShapeError
 
 Counts = Mapping[str, int]
+
+# Below it, dividing by the slope makes the shot noise ten times larger and more.
+_LEAST_SLOPE = 0.1
 
 
 def z_signs(n_qubits: int) -> np.ndarray:
@@ -67,3 +70,42 @@ def expvals_from_counts(counts: Counts, n_qubits: int) -> np.ndarray:
     if wrong is not None:
         raise ShapeError(f"counts hold the bitstring {wrong!r}, expected {n_qubits} bits of 0 and 1")
     return np.array([expectation_z(counts, qubit) for qubit in range(n_qubits)])
+
+
+def covariance_from_counts(counts: Counts, n_qubits: int) -> np.ndarray:
+    """Covariance of the estimates that `expvals_from_counts` gives, shape (n_qubits, n_qubits).
+
+    Qubits of one shot are measured together: Cov(<Z_i>, <Z_j>) = (<Z_i Z_j> - <Z_i><Z_j>) / shots.
+    """
+    values = 1.0 - 2.0 * np.array([[bit == "1" for bit in bits] for bits in counts], dtype=float)
+    weights = np.fromiter(counts.values(), dtype=float, count=len(counts))
+    shots = weights.sum()
+    means = expvals_from_counts(counts, n_qubits)
+    return np.asarray(((values.T * weights) @ values / shots - np.outer(means, means)) / shots)
+
+
+def readout_slope(p10: np.ndarray, p01: np.ndarray) -> np.ndarray:
+    """What readout errors leave of <Z>: 1 - p01 - p10; 1 for a perfect readout, 0 for one that says nothing."""
+    return np.asarray(1.0 - p01 - p10)
+
+
+def correct_readout(expvals: np.ndarray, p10: np.ndarray, p01: np.ndarray) -> np.ndarray:
+    """Undo the mean effect of independent readout errors on <Z>.
+
+    Reading 1 for a prepared 0 with probability p10 and 0 for a prepared 1 with p01 turns z into
+    (1 - p01 - p10) z + (p01 - p10), which is solved for z and cut to [-1, 1].
+
+    Args:
+        expvals: As measured, shape (..., n_qubits).
+        p10: P(read 1 | prepared 0), shape (n_qubits,).
+        p01: P(read 0 | prepared 1), shape (n_qubits,).
+
+    Raises:
+        ReadoutError: If a qubit's reading depends on its state too little to be corrected (slope below 0.1).
+    """
+    slope = readout_slope(p10, p01)
+    if not (slope >= _LEAST_SLOPE).all():
+        raise ReadoutError(
+            f"readout errors leave {slope.min():.3f} of <Z> on qubit {slope.argmin()}, expected at least {_LEAST_SLOPE}"
+        )
+    return np.asarray(np.clip((expvals - (p01 - p10)) / slope, -1.0, 1.0))

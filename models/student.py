@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,3 +107,31 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def flip_probability(logits: np.ndarray, covariance: np.ndarray) -> float:
+    """The chance that a rerun would give another label, from shot noise alone.
+
+    A rerun's logits differ from these by the noise of both runs, so that a lead d of the best class over another has
+    the variance 2 s^2 with s^2 its own; the other class wins with probability Phi(-d / (s sqrt 2)). Exact for two
+    classes; for more, the sum over the others is an upper bound, which is tight where it is small.
+
+    Args:
+        logits: As measured, shape (n_classes,).
+        covariance: Of the logits, shape (n_classes, n_classes).
+
+    Returns:
+        In [0, 1].
+    """
+    best = int(logits.argmax())
+    total = 0.0
+    for other in range(len(logits)):
+        if other == best:
+            continue
+        variance = covariance[best, best] + covariance[other, other] - 2.0 * covariance[best, other]
+        lead = float(logits[best] - logits[other])
+        if variance > 0.0:
+            total += 0.5 * math.erfc(lead / math.sqrt(4.0 * variance))
+        elif lead == 0.0:
+            total += 0.5
+    return min(1.0, total)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service.backends.base import BackendName, Backends
+from service.backends.baihua import Baihua
+from service.backends.base import Backend, BackendName, Backends
 from service.backends.simulator import Simulator
 from service.batching import Batcher
 from service.handlers import add_handlers
+from service.hardware.cache import Cache
+from service.hardware.connection import connect
+from service.hardware.store import Store
+from service.hardware.target import target
+from service.hardware.watch import JobWatch
 from service.metrics import Metrics
 from service.middleware import BodyLimitMiddleware, RequestMiddleware
 from service.openapi import ANY_PROBLEM
 from service.registry import load_snapshot
-from service.routes import classify, docs, health, tasks
+from service.routes import classify, docs, health, jobs, tasks
 from service.settings import Settings
-from service.state import AppState
+from service.state import AppState, Hardware
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +39,13 @@ def create_app(settings: Settings) -> FastAPI:
     """
     metrics = Metrics()
     batcher = Batcher(metrics, max_batch_texts=settings.max_batch_texts, max_queued_texts=settings.max_queued_texts)
-    backends = Backends({BackendName.SIMULATOR: Simulator(batcher)}, settings.default_backend)
-    state = AppState(settings, metrics, batcher, backends)
+    configured: dict[BackendName, Backend] = {BackendName.SIMULATOR: Simulator(batcher)}
+    hardware = None
+    if settings.redis_url is not None:
+        hardware = _hardware(settings, settings.redis_url.get_secret_value())
+        configured[BackendName.BAIHUA] = Baihua(batcher, hardware.store, hardware.cache, settings)
+    backends = Backends(configured, settings.default_backend)
+    state = AppState(settings, metrics, batcher, backends, hardware)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +55,11 @@ def create_app(settings: Settings) -> FastAPI:
         metrics.show_bundles(state.snapshot.bundles.values())
         bundles = sorted(bundle.id for bundle in state.snapshot.bundles.values())
         logger.info("bundles loaded", extra={"fields": {"bundles": bundles}})
-        async with batcher:
+        async with AsyncExitStack() as stack:
+            if hardware is not None:
+                await stack.enter_async_context(hardware.watch)
+                stack.push_async_callback(hardware.close)
+            await stack.enter_async_context(batcher)
             yield
 
     app = FastAPI(
@@ -63,7 +78,21 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = state
     add_handlers(app)
-    for module in (classify, tasks, health, docs):
+    for module in (classify, jobs, tasks, health, docs):
         app.include_router(module.router)
     app.mount(docs.ASSETS_PATH, docs.assets())
     return app
+
+
+def _hardware(settings: Settings, redis_url: str) -> Hardware:
+    redis = connect(redis_url)
+    store = Store(
+        redis,
+        target(settings.quafu_provider, settings.quafu_url, settings.quafu_device),
+        job_ttl_seconds=settings.job_ttl_seconds,
+        max_pending=settings.max_queued_circuits,
+    )
+    # A subscription waits for messages without end, which the other client's time-outs would not let it.
+    listener = connect(redis_url, socket_timeout=None)
+    watch = JobWatch(listener, store.events_channel)
+    return Hardware(store, Cache(redis, settings.cache_ttl_seconds), watch, (redis, listener))

@@ -9,18 +9,29 @@ ServiceError
     ├── MalformedBodyError
     ├── UnknownTaskError
     ├── UnknownPathError
+    ├── UnknownJobError
     ├── MethodNotAllowedError
     ├── BodyTooLargeError
     ├── UnsupportedMediaTypeError
     ├── InvalidRequestError
     ├── TooManyTextsError
     ├── UnknownBackendError
+    ├── UnknownProviderError
+    ├── ShotsError
     ├── BackendNotConfiguredError
     ├── ClientGoneError
     ├── InternalError
+    ├── HardwareError                   circuits gave no counts; also the error of a job
+    │   ├── CircuitRejectedError            the provider refuses the circuit
+    │   ├── CircuitFailedError              it ran and failed
+    │   ├── LostByProviderError             the provider does not know its own job
+    │   ├── SubmissionUncertainError        it may have been submitted, and is not sent again
+    │   ├── MalformedResultError            the provider's result cannot be read
+    │   └── DeadlineExceededError           it took too long
     └── RetryLaterError                 the same request may succeed later; says when
         ├── OverloadedError
         ├── NotReadyError
+        ├── StoreUnavailableError
         └── ShuttingDownError
 """
 
@@ -84,6 +95,10 @@ class UnknownPathError(ProblemError):
     """There is nothing at this path."""
 
 
+class UnknownJobError(ProblemError):
+    """There is no job of this id, or no longer."""
+
+
 class MethodNotAllowedError(ProblemError):
     """The path exists, but not for this method."""
 
@@ -108,6 +123,14 @@ class UnknownBackendError(ProblemError):
     """There is no backend of this name."""
 
 
+class UnknownProviderError(ProblemError):
+    """The provider named is not the one that this service uses."""
+
+
+class ShotsError(ProblemError):
+    """The number of shots is not one that the backend takes."""
+
+
 class BackendNotConfiguredError(ProblemError):
     """The backend is known, but this service does not run it."""
 
@@ -118,6 +141,34 @@ class ClientGoneError(ProblemError):
 
 class InternalError(ProblemError):
     """A fault of the service."""
+
+
+class HardwareError(ProblemError):
+    """Circuits gave no counts."""
+
+
+class CircuitRejectedError(HardwareError):
+    """The provider refuses the circuit."""
+
+
+class CircuitFailedError(HardwareError):
+    """The device ran the circuit and gave no counts."""
+
+
+class LostByProviderError(HardwareError):
+    """The provider does not know its own job."""
+
+
+class SubmissionUncertainError(HardwareError):
+    """It may have been submitted; it is not sent again, as it may have been paid for."""
+
+
+class MalformedResultError(HardwareError):
+    """The provider's result cannot be read."""
+
+
+class DeadlineExceededError(HardwareError):
+    """There were no counts within the deadline."""
 
 
 class RetryLaterError(ProblemError):
@@ -134,6 +185,10 @@ class OverloadedError(RetryLaterError):
 
 class NotReadyError(RetryLaterError):
     """A part of the service is not ready."""
+
+
+class StoreUnavailableError(RetryLaterError):
+    """Redis, which holds jobs and counts, does not answer."""
 
 
 class ShuttingDownError(RetryLaterError):
@@ -157,18 +212,28 @@ PROBLEMS: Mapping[type[ProblemError], Problem] = {
     MalformedBodyError: Problem("malformed-json", 400, "The body is not JSON"),
     UnknownTaskError: Problem("unknown-task", 404, "There is no such task"),
     UnknownPathError: Problem("unknown-path", 404, "There is nothing at this path"),
+    UnknownJobError: Problem("unknown-job", 404, "There is no such job"),
     MethodNotAllowedError: Problem("method-not-allowed", 405, "The path does not take this method"),
     BodyTooLargeError: Problem("body-too-large", 413, "The body is too large"),
     UnsupportedMediaTypeError: Problem("unsupported-media-type", 415, "The body must be application/json"),
     InvalidRequestError: Problem("invalid-request", 422, "The request is not of the expected form"),
     TooManyTextsError: Problem("too-many-texts", 422, "The request holds too many texts"),
     UnknownBackendError: Problem("unknown-backend", 422, "There is no such backend"),
+    UnknownProviderError: Problem("unknown-provider", 422, "This is not the provider in use"),
+    ShotsError: Problem("shots", 422, "The backend does not take this number of shots"),
     OverloadedError: Problem("overloaded", 429, "Too many texts are waiting"),
     # nginx's code for a client that left; it is only ever seen in logs and metrics.
     ClientGoneError: Problem("client-gone", 499, "The client closed the connection"),
     InternalError: Problem("internal", 500, "The service failed"),
     BackendNotConfiguredError: Problem("backend-not-configured", 501, "The backend is not configured here"),
+    CircuitRejectedError: Problem("circuit-rejected", 502, "The provider refuses the circuit"),
+    CircuitFailedError: Problem("circuit-failed", 502, "The device gave no counts"),
+    LostByProviderError: Problem("lost-by-provider", 502, "The provider lost the job"),
+    SubmissionUncertainError: Problem("submission-uncertain", 502, "The circuit may or may not have been submitted"),
+    MalformedResultError: Problem("malformed-result", 502, "The provider's result cannot be read"),
+    DeadlineExceededError: Problem("deadline-exceeded", 504, "There were no counts in time"),
     NotReadyError: Problem("not-ready", 503, "The service is not ready"),
+    StoreUnavailableError: Problem("store-unavailable", 503, "Redis does not answer"),
     ShuttingDownError: Problem("shutting-down", 503, "The service is shutting down"),
 }
 
@@ -182,7 +247,11 @@ def problem_document(error: ProblemError) -> dict[str, Any]:
 
 def problem_response(error: ProblemError) -> Response:
     """The HTTP answer to an error."""
-    document = problem_document(error)
+    return document_response(problem_document(error), error.headers)
+
+
+def document_response(document: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+    """The HTTP answer that a problem document is."""
     return Response(
-        json.dumps(document, ensure_ascii=False), document["status"], headers=error.headers, media_type=MEDIA_TYPE
+        json.dumps(document, ensure_ascii=False), document["status"], headers=headers, media_type=MEDIA_TYPE
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from service.errors import (
@@ -15,6 +17,7 @@ from service.errors import (
     MalformedBodyError,
     MethodNotAllowedError,
     ProblemError,
+    StoreUnavailableError,
     UnknownPathError,
     problem_response,
 )
@@ -23,6 +26,9 @@ _BODY_EXAMPLE = '{"inputs": "text"}'
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 _MAX_ERRORS = 10
 _MAX_NAME = 100
+_STORE_RETRY_SECONDS = 5
+
+logger = logging.getLogger(__name__)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -31,6 +37,13 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(ProblemError)
     async def _(request: Request, exc: ProblemError) -> Response:
         return problem_response(exc)
+
+    @app.exception_handler(RedisError)
+    async def _(request: Request, exc: RedisError) -> Response:
+        logger.warning("redis does not answer", extra={"fields": {"detail": str(exc)}})
+        return problem_response(
+            StoreUnavailableError("Redis, which holds jobs and counts, does not answer", _STORE_RETRY_SECONDS)
+        )
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, exc: RequestValidationError) -> Response:

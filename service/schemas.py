@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -70,12 +82,27 @@ class ClassifyRequest(BaseModel):
         return value
 
 
+MAX_WAIT_SECONDS = 30
+
+
 class ClassifyQuery(BaseModel):
     """The query of a classify request; an unknown parameter is refused, so that a misspelt one is not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
     backend: str | None = Field(default=None, description="What runs the circuit: `simulator` or `baihua`.")
+    shots: int | None = Field(
+        default=None, description="Shots of each circuit on `baihua`, a multiple of 1024; QD_SHOTS without it."
+    )
+    provider: str | None = Field(
+        default=None, description="The provider that `baihua` must be reached through; refused if another is in use."
+    )
+    wait: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_WAIT_SECONDS,
+        description="Seconds to wait for a job's results before answering 202; `Prefer: wait=` says the same.",
+    )
 
 
 class CircuitQuery(BaseModel):
@@ -108,11 +135,31 @@ class Result(BaseModel):
     truncated: bool = Field(description="Whether the text was longer than the embedder reads, and was cut.")
 
 
+class HardwareResult(Result):
+    """What a device found for one text."""
+
+    device: str
+    emulated: bool = Field(description="Whether an emulator gave the counts, and no chip.")
+    shots: int = Field(description="Shots that the device returned.")
+    cached: bool = Field(description="Whether the counts were there before the request.")
+    expvals: list[float] = Field(description="<Z> of every qubit, corrected for readout errors if `mitigated`.")
+    expvals_raw: list[float] = Field(description="<Z> of every qubit as measured.")
+    mitigated: bool = Field(description="Whether readout errors were known and corrected.")
+    flip_probability: float = Field(
+        description="The chance, from shot noise alone, that the label would change on a rerun; with more than two "
+        "labels an upper bound."
+    )
+    calibration_id: str | None = Field(description="The device's calibration under which it ran.")
+    executed_at: AwareDatetime
+
+
 class Timing(BaseModel):
     """Milliseconds that the answer took. Parts shared with other requests count whole."""
 
     embed_ms: float = Field(description="Tokenisation and forward passes of the encoder.")
-    circuit_ms: float = Field(description="Reducer, circuit and head.")
+    circuit_ms: float = Field(
+        description="Reducer, circuit and head; on hardware, finding the counts or waiting for them."
+    )
     total_ms: float = Field(description="From the request's arrival to its answer, waiting included.")
 
 
@@ -145,6 +192,94 @@ class ClassifyResponse(BaseModel):
     bundle: str = Field(description="The bundle that answered, down to the last bit.")
     results: list[Result]
     timing: Timing
+
+
+class HardwareResponse(ClassifyResponse):
+    """The answer to a classify request on hardware."""
+
+    model_config = ConfigDict(json_schema_extra={})
+
+    results: list[HardwareResult]  # type: ignore[assignment]  # a list of a narrower type, and never changed
+
+
+class Sparse(BaseModel):
+    """Leaves out its own fields that are None, and not those of what it holds."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, inner: SerializerFunctionWrapHandler) -> Any:
+        return {name: value for name, value in inner(self).items() if value is not None}
+
+
+class Change(BaseModel):
+    """When a job entered a state."""
+
+    status: str
+    at: AwareDatetime
+
+
+class Held(BaseModel):
+    """Why an unfinished job does not go on."""
+
+    reason: str = Field(
+        description="`provider-unreachable`, `quota-exhausted`, `device-offline`, `operator-needed` or "
+        "`malformed-answer`."
+    )
+    detail: str
+    until: AwareDatetime = Field(description="When it is tried again.")
+
+
+class JobBody(Sparse):
+    """A job on hardware."""
+
+    id: str
+    task: str
+    backend: str
+    bundle: str
+    status: str = Field(description="`queued`, `submitted`, `running`, `done`, `failed` or `cancelled`.")
+    created_at: AwareDatetime
+    changes: list[Change] = Field(description="Every state it has been in, in order.")
+    eta: AwareDatetime | None = Field(
+        default=None, description="When it will probably be done, from the history of this service; absent without one."
+    )
+    held: Held | None = Field(default=None, description="Why it does not go on, if it does not.")
+    shots: int
+    n_texts: int
+    provider_jobs: list[str] = Field(description="The provider's ids of the jobs that its circuits travelled in.")
+    results: list[HardwareResult | None] | None = Field(
+        default=None,
+        description="Once it has ended, one entry a text in the order of `inputs`; null for a text that has none.",
+    )
+    error: dict[str, Any] | None = Field(default=None, description="A problem document, if it has failed.")
+
+
+class JobList(Sparse):
+    """Jobs, the newest first."""
+
+    jobs: list[JobBody]
+    next: str | None = Field(default=None, description="Path of the next page; absent on the last.")
+
+
+class JobsQuery(BaseModel):
+    """Which jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["queued", "submitted", "running", "done", "failed", "cancelled"] | None = Field(
+        default=None, description="Only jobs in this state."
+    )
+    task: str | None = Field(default=None, description="Only jobs of this task.")
+    limit: int = Field(default=50, ge=1, le=200, description="Most jobs in the answer.")
+    before: float | None = Field(
+        default=None, allow_inf_nan=False, description="Only jobs created before this time, in seconds since the epoch."
+    )
+
+
+class JobQuery(BaseModel):
+    """How to ask for a job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: int = Field(default=0, ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for its end.")
 
 
 class TaskSummary(BaseModel):
@@ -198,7 +333,7 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """Every part is ready."""
+    """The service takes traffic."""
 
-    status: str = "ready"
+    status: str = Field(description="`ready`, or `degraded` if `baihua` cannot be used now.")
     parts: dict[str, str]

@@ -7,13 +7,17 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.bundle import SHIPPED
 from service.backends.base import BackendName
 from service.errors import SettingsError
+from service.providers.base import ProviderName
 
+# What every Quafu device is reported to take; its own limits are read before anything is sent.
+SHOTS_STEP = 1024
+MAX_SHOTS = 102_400
 _PREFIX = "QD_"
 
 
@@ -41,7 +45,8 @@ class Settings(BaseSettings):
         default="float64", description="Arithmetic of the `compiled` engine: `float64` or `float32`."
     )
     default_backend: BackendName = Field(
-        default=BackendName.SIMULATOR, description="Backend of requests that do not name one: `simulator`."
+        default=BackendName.SIMULATOR,
+        description="Backend of requests that do not name one: `simulator` or `baihua`.",
     )
     max_texts: int = Field(default=128, ge=1, le=10_000, description="Most texts in one request.")
     max_body_bytes: int = Field(
@@ -61,9 +66,116 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines written: `debug`, `info`, `warning` or `error`."
     )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis or Valkey for jobs and counts: `redis://`, `rediss://` or `unix://`. Unset, the service "
+        "starts a Valkey of its own under `QD_STATE_DIR`, with a worker and, without a token, the emulator.",
+    )
+    embedded: bool = Field(
+        default=True,
+        description="Whether to start them where `QD_REDIS_URL` is unset; if false, `baihua` is not configured then.",
+    )
+    quafu_provider: ProviderName = Field(
+        default=ProviderName.QUAFU,
+        description="Whose API reaches the chip: `quafu` (quafu.com.cn) or `quafu_sqc` (quafu-sqc.baqis.ac.cn).",
+    )
+    quafu_url: str | None = Field(default=None, description="The provider's address, if not its own; an emulator's.")
+    quafu_token: SecretStr | None = Field(default=None, description="Token of the provider's account.")
+    quafu_token_file: Path | None = Field(default=None, description="File that holds the token instead.")
+    quafu_device: str = Field(default="Baihua", min_length=1, description="Device at the provider.")
+    quafu_compiler: Literal["chain", "server"] = Field(
+        default="chain",
+        description="How circuits are laid on the chip: `chain` sends them on the best chain of qubits of the current "
+        "calibration, `server` lets the provider place them.",
+    )
+    quafu_chain: str = Field(
+        default="",
+        pattern=r"^(\d+(,\d+)*)?$",
+        description="Physical qubits to use instead of the best chain, in its order: `124,125,...`.",
+    )
+    shots: int = Field(
+        default=10_240, ge=1024, le=MAX_SHOTS, multiple_of=SHOTS_STEP, description="Shots of a circuit on `baihua`."
+    )
+    micro_batch_seconds: float = Field(
+        default=0.25,
+        ge=0.05,
+        le=60.0,
+        description="How long circuits are gathered before they travel to the provider in one job.",
+    )
+    max_queued_circuits: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Most circuits that wait to be sent; a request beyond them is answered 429.",
+    )
+    job_deadline_seconds: int = Field(
+        default=86_400,
+        ge=1,
+        le=2_592_000,
+        description="How long a circuit may take from the queue to its counts, before its jobs fail.",
+    )
+    job_ttl_seconds: int = Field(
+        default=259_200, ge=60, le=2_592_000, description="How long a job is kept once it has ended."
+    )
+    cache_ttl_seconds: int = Field(
+        default=604_800, ge=60, le=31_536_000, description="How long counts are kept, give or take a tenth."
+    )
+    cache_by_calibration: bool = Field(
+        default=False, description="Whether counts of an earlier calibration of the device count as absent."
+    )
+    readout_seconds: int = Field(
+        default=3600,
+        ge=0,
+        le=604_800,
+        description="How old measured readout errors may become before they are measured again, with two circuits; "
+        "0 measures none, and nothing is corrected. A new calibration of the device is followed by a measurement too.",
+    )
+    worker_concurrency: int = Field(
+        default=20, ge=1, le=90, description="Most steps that one worker has under way at once."
+    )
+    worker_lease_seconds: int = Field(
+        default=10, ge=1, le=3600, description="How long the step of a worker that has died is left alone."
+    )
+    emulator_exact: bool = Field(default=False, description="Whether the emulator samples without noise.")
+    emulator_queue_seconds: float = Field(
+        default=1.0, ge=0.0, le=86_400.0, description="How long a job waits in the emulator's queue at least."
+    )
     shutdown_grace_seconds: int = Field(
         default=30, ge=1, le=3600, description="How long requests in flight may take to finish after SIGTERM."
     )
+
+    @property
+    def chain(self) -> tuple[int, ...] | None:
+        """`quafu_chain` as numbers; None if it is unset."""
+        return tuple(int(qubit) for qubit in self.quafu_chain.split(",")) if self.quafu_chain else None
+
+    @property
+    def has_token(self) -> bool:
+        return self.quafu_token is not None or self.quafu_token_file is not None
+
+    def token(self) -> str:
+        """The provider's token.
+
+        Raises:
+            SettingsError: If there is none, or its file cannot be read.
+        """
+        if self.quafu_token is not None:
+            return self.quafu_token.get_secret_value()
+        if self.quafu_token_file is None:
+            raise SettingsError("expected a token in QD_QUAFU_TOKEN or QD_QUAFU_TOKEN_FILE, found neither")
+        try:
+            token = self.quafu_token_file.read_text().strip()
+        except OSError as exc:
+            raise SettingsError(f"QD_QUAFU_TOKEN_FILE: cannot read {self.quafu_token_file}: {exc.strerror}") from exc
+        if not token:
+            raise SettingsError(f"QD_QUAFU_TOKEN_FILE: {self.quafu_token_file} is empty")
+        return token
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if self.quafu_token is not None and self.quafu_token_file is not None:
+            raise ValueError("QD_QUAFU_TOKEN and QD_QUAFU_TOKEN_FILE are both set, expected one of them")
+        return self
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:

@@ -6,12 +6,31 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from redis.asyncio import Redis
 
 from service.backends.base import Backends
 from service.batching import Batcher
+from service.hardware.cache import Cache
+from service.hardware.store import Store
+from service.hardware.watch import JobWatch
 from service.metrics import Metrics
 from service.registry import EMPTY, LoadedBundle, Snapshot
 from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a hardware backend needs of Redis."""
+
+    store: Store
+    cache: Cache
+    watch: JobWatch
+    clients: tuple[Redis, ...]
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        for client in self.clients:
+            await client.aclose()
 
 
 @dataclass
@@ -19,6 +38,7 @@ class AppState:
     """The parts of one app.
 
     Attributes:
+        hardware: None where no hardware backend is configured.
         snapshot: The bundles served now; the one place that is replaced when others are loaded.
         draining: Whether the service has been told to stop.
     """
@@ -27,6 +47,7 @@ class AppState:
     metrics: Metrics
     batcher: Batcher
     backends: Backends
+    hardware: Hardware | None = None
     snapshot: Snapshot = EMPTY
     draining: bool = False
 

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from service.errors import BackendNotConfiguredError, UnknownBackendError
+from service.hardware.records import Job
 from service.registry import LoadedBundle
+from service.schemas import HardwareResult
 
 
 class BackendName(StrEnum):
@@ -39,18 +41,56 @@ class Classification:
     circuit_seconds: float
 
 
-class Backend(Protocol):
-    """Runs a bundle's circuit for texts.
+@dataclass(frozen=True)
+class Measurement:
+    """A finished answer from hardware: one result a text, in the caller's order.
 
-    The route decides by the type of the answer: a `Classification` is sent as 200. A backend that cannot answer at
-    once returns a type of its own, which the route learns to send.
+    Attributes:
+        embed_seconds: Tokenisation and forward passes.
+        circuit_seconds: Finding the counts.
     """
 
-    async def classify(self, bundle: LoadedBundle, texts: Sequence[str]) -> Classification:
-        """Classify texts, at least one and none blank.
+    results: Sequence[HardwareResult]
+    embed_seconds: float
+    circuit_seconds: float
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An answer that will be there later.
+
+    Attributes:
+        job: Whom to ask for it.
+    """
+
+    job: Job
+    embed_seconds: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a caller wants classified.
+
+    Attributes:
+        texts: At least one, none blank.
+        top_k: Most scores of each result; None for all.
+        shots: Shots of each circuit; None for as many as the backend takes by default.
+    """
+
+    texts: Sequence[str]
+    top_k: int | None = None
+    shots: int | None = None
+
+
+class Backend(Protocol):
+    """Runs a bundle's circuit for texts; the route decides by the type of the answer what to send."""
+
+    async def classify(self, bundle: LoadedBundle, work: Work) -> Classification | Measurement | Pending:
+        """Classify texts.
 
         Raises:
             OverloadedError: If the backend cannot take them now.
+            ShotsError: If it does not take this number of shots.
         """
 
 

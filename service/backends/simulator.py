@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from models.student import softmax
-from service.backends.base import Classification
+from service.backends.base import Classification, Work
 from service.batching import Batcher
+from service.errors import ShotsError
 from service.registry import LoadedBundle
 
 
@@ -18,9 +17,11 @@ class Simulator:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
 
-    async def classify(self, bundle: LoadedBundle, texts: Sequence[str]) -> Classification:
-        """Classify texts; raises OverloadedError if too many are waiting."""
-        evaluation = await self._batcher.evaluate(bundle, texts)
+    async def classify(self, bundle: LoadedBundle, work: Work) -> Classification:
+        """Classify texts; raises OverloadedError if too many are waiting, ShotsError if shots are asked for."""
+        if work.shots is not None:
+            raise ShotsError(f"shots is {work.shots}, expected none: the simulator is exact")
+        evaluation = await self._batcher.evaluate(bundle, work.texts)
         return Classification(
             probs=softmax(evaluation.logits.astype(np.float64)),
             truncated=evaluation.truncated,

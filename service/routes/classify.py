@@ -3,37 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.backends.base import Classification
+from service.backends.base import Classification, Measurement, Pending, Work
 from service.errors import (
     BackendNotConfiguredError,
     BodyTooLargeError,
+    CircuitFailedError,
+    CircuitRejectedError,
     ClientGoneError,
+    DeadlineExceededError,
     InternalError,
     InvalidRequestError,
     MalformedBodyError,
     OverloadedError,
+    ShotsError,
     ShuttingDownError,
+    StoreUnavailableError,
     TooManyTextsError,
     UnknownBackendError,
+    UnknownProviderError,
     UnknownTaskError,
     UnsupportedMediaTypeError,
+    document_response,
 )
+from service.hardware.records import Job, Status
 from service.logs import request_facts
 from service.middleware import CLASSIFY_ROUTE
 from service.openapi import problems
-from service.schemas import ClassifyQuery, ClassifyRequest, ClassifyResponse, Result, Score, Timing
+from service.routes.jobs import job_body, job_error, retry_after, wait_for_end
+from service.schemas import (
+    MAX_WAIT_SECONDS,
+    ClassifyQuery,
+    ClassifyRequest,
+    ClassifyResponse,
+    HardwareResponse,
+    JobBody,
+    Result,
+    Score,
+    Timing,
+)
 from service.state import KnownTask, State
 
 router = APIRouter(tags=["classify"])
 
 T = TypeVar("T")
+
+_PREFER_WAIT = re.compile(r"\s*wait\s*=\s*(\d{1,9})\s*", re.IGNORECASE)
+_JOB_HEADERS = {
+    "Location": {"description": "Path of the job.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}},
+}
 
 
 def require_json(request: Request) -> None:
@@ -63,7 +89,15 @@ def require_json(request: Request) -> None:
         InternalError,
         BackendNotConfiguredError,
         ShuttingDownError,
-    ),
+        UnknownProviderError,
+        ShotsError,
+        CircuitRejectedError,
+        CircuitFailedError,
+        DeadlineExceededError,
+        StoreUnavailableError,
+    )
+    | {202: {"model": JobBody, "description": "Counts are missing; the job will bring them.", "headers": _JOB_HEADERS}},
+    response_model=ClassifyResponse | HardwareResponse,
 )
 async def classify(
     bundle: KnownTask,
@@ -71,8 +105,12 @@ async def classify(
     query: Annotated[ClassifyQuery, Query()],
     request: Request,
     state: State,
-) -> ClassifyResponse:
-    """Results come in the order of `inputs`. A text that is too long for the embedder is cut and says `truncated`."""
+    prefer: Annotated[str | None, Header(description="`wait=N` is the same as the parameter.")] = None,
+) -> Any:
+    """Results come in the order of `inputs`. A text that is too long for the embedder is cut and says `truncated`.
+
+    On `baihua` the answer is 200 if all counts are there, and otherwise 202 with the job that will bring them.
+    """
     facts = request_facts.get()
     assert facts is not None
     facts.n_texts = len(body.inputs)
@@ -84,18 +122,51 @@ async def classify(
             f"inputs holds {len(body.inputs)} texts, expected at most {limit}", limit=limit, found=len(body.inputs)
         )
     backend = state.backends.get(name)
-    answer = await unless_client_leaves(request, backend.classify(bundle, body.inputs))
-    return ClassifyResponse(
-        task=bundle.task,
-        backend=name.value,
-        bundle=bundle.id,
-        results=results(answer, bundle.labels, body.top_k),
-        timing=Timing(
-            embed_ms=_milliseconds(answer.embed_seconds),
-            circuit_ms=_milliseconds(answer.circuit_seconds),
-            total_ms=_milliseconds(perf_counter() - request.state.arrived_at),
-        ),
+    in_use = state.settings.quafu_provider.value
+    if query.provider not in (None, in_use):
+        raise UnknownProviderError(
+            f"provider is {query.provider[:64]!r}, expected {in_use!r} (QD_QUAFU_PROVIDER)", providers=[in_use]
+        )
+    work = Work(body.inputs, body.top_k, query.shots)
+    answer = await unless_client_leaves(request, backend.classify(bundle, work))
+    if isinstance(answer, Pending):
+        assert state.hardware is not None
+        preferred = preferred_wait(prefer)
+        wait = wait_for_end(state, state.hardware, answer.job, query.wait or preferred or 0)
+        begun = perf_counter()
+        job = await unless_client_leaves(request, wait)
+        if job.status is not Status.DONE:
+            return _unfinished(job, await state.hardware.store.eta(job))
+        measured = [result for result in job.ordered_results if result is not None]
+        answer = Measurement(measured, answer.embed_seconds, perf_counter() - begun)
+    timing = Timing(
+        embed_ms=_milliseconds(answer.embed_seconds),
+        circuit_ms=_milliseconds(answer.circuit_seconds),
+        total_ms=_milliseconds(perf_counter() - request.state.arrived_at),
     )
+    common: dict[str, Any] = {"task": bundle.task, "backend": name.value, "bundle": bundle.id, "timing": timing}
+    if isinstance(answer, Measurement):
+        return HardwareResponse(results=list(answer.results), **common)
+    return ClassifyResponse(results=results(answer, bundle.labels, body.top_k), **common)
+
+
+def _unfinished(job: Job, eta: float | None) -> Response:
+    """202 with a job that brings the answer later; the problem that stands for one that has failed already."""
+    location = {"Location": f"/jobs/{job.id}"}
+    document = job_error(job)
+    if document is not None:
+        return document_response({**document, "job": job.id}, location)
+    headers = {**location, "Retry-After": str(retry_after(eta))}
+    return Response(job_body(job, eta).model_dump_json(), 202, headers=headers, media_type="application/json")
+
+
+def preferred_wait(prefer: str | None) -> int | None:
+    """Seconds of `wait=N` in a Prefer header (RFC 7240), at most as many as a request may wait; None without it."""
+    for preference in (prefer or "").split(","):
+        found = _PREFER_WAIT.fullmatch(preference.partition(";")[0].strip())
+        if found:
+            return min(int(found[1]), MAX_WAIT_SECONDS)
+    return None
 
 
 def results(answer: Classification, labels: list[str], top_k: int | None) -> list[Result]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from redis.exceptions import RedisError
 
 from service.errors import NotReadyError
 from service.openapi import problems
@@ -22,12 +23,17 @@ async def livez() -> Alive:
 
 @router.get("/readyz", summary="Should it get traffic?", responses=problems(NotReadyError))
 async def readyz(state: State) -> Ready:
-    """The state of every part; 503 as soon as one is not ready."""
+    """The state of every part; 503 if one is not ready that every request needs.
+
+    Redis and workers are needed by `baihua` alone: without them the service is `degraded` and goes on.
+    """
     parts = readiness(state)
     waiting = [name for name, found in parts.items() if found != _READY]
+    optional = await hardware_readiness(state)
     if waiting:
-        raise NotReadyError(f"not ready: {', '.join(waiting)}", 1, parts=parts)
-    return Ready(parts=parts)
+        raise NotReadyError(f"not ready: {', '.join(waiting)}", 1, parts=parts | optional)
+    degraded = any(found != _READY for found in optional.values())
+    return Ready(status="degraded" if degraded else _READY, parts=parts | optional)
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -44,3 +50,14 @@ def readiness(state: AppState) -> dict[str, str]:
         "batching": _READY if state.batcher.is_running else "stopped",
         "shutdown": "draining" if state.draining else _READY,
     }
+
+
+async def hardware_readiness(state: AppState) -> dict[str, str]:
+    """Likewise the parts that only hardware needs; none where it is not configured."""
+    if state.hardware is None:
+        return {}
+    try:
+        at_work = await state.hardware.store.has_worker()
+    except RedisError:
+        return {"redis": "degraded: does not answer", "worker": "degraded: unknown without redis"}
+    return {"redis": _READY, "worker": _READY if at_work else "degraded: none was at work in the last half minute"}

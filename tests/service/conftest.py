@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from serving import TASKS, client_of, running, write_test_bundle
 
 from models.embedder import Embedder, find_embedder
+from service.embedded import embedded_redis
 from service.settings import Settings
 
 
@@ -26,6 +27,13 @@ def bundles_dir(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) ->
     for number, task in enumerate(TASKS):
         write_test_bundle(folder / f"bundle-{number}", task, embedder, seed=number)
     return folder
+
+
+@pytest.fixture(scope="session")
+async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A real Valkey for all tests that keep to a target of their own."""
+    async with embedded_redis(tmp_path_factory.mktemp("state")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

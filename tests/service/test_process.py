@@ -17,8 +17,8 @@ from time import monotonic, sleep
 import httpx
 import pytest
 
-from service.cli import _listen, _listener
 from service.errors import AddressError
+from service.serve import _listen, _listener
 from service.settings import Settings
 
 COMMAND = [sys.executable, "-m", "service.cli", "serve"]
@@ -27,7 +27,13 @@ ROOT = Path(__file__).parents[2]
 
 def environment(bundles_dir: Path, state_dir: Path, **settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("QD_")}
-    own = {"QD_BUNDLES_DIR": str(bundles_dir), "QD_STATE_DIR": str(state_dir), "QD_THREADS": "1", "QD_PORT": "0"}
+    own = {
+        "QD_BUNDLES_DIR": str(bundles_dir),
+        "QD_STATE_DIR": str(state_dir),
+        "QD_THREADS": "1",
+        "QD_PORT": "0",
+        "QD_EMBEDDED": "false",
+    }
     return kept | own | settings
 
 

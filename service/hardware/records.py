@@ -1,0 +1,228 @@
+"""What is stored: counts, readout errors, jobs, runs and batches.
+
+A *job* is what a caller asked for: some texts' circuits. A *run* is one circuit on the chip, however many jobs wait
+for it. A *batch* is the runs that travel to the provider together. Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from models.student import StudentWeights
+from service.schemas import HardwareResult
+
+
+class Record(BaseModel):
+    """A value in Redis: JSON of this schema version; another version reads as absent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+
+
+class Readout(Record):
+    """Readout errors of some physical qubits, measured in one job.
+
+    Attributes:
+        calibration_id: The device's calibration they were measured under.
+        flips: (P(read 1 | prepared 0), P(read 0 | prepared 1)) by physical qubit.
+    """
+
+    calibration_id: str | None
+    executed_at: float
+    shots: int
+    flips: dict[int, tuple[float, float]]
+
+    def of(self, qubits: tuple[int, ...] | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """p10 and p01 of some physical qubits, each of shape (n_qubits,); None if one was not measured."""
+        if qubits is None or not set(qubits) <= set(self.flips):
+            return None
+        pairs = np.array([self.flips[qubit] for qubit in qubits])
+        return pairs[:, 0], pairs[:, 1]
+
+
+class CountsRecord(Record):
+    """What one circuit gave.
+
+    Attributes:
+        counts: Bitstring, qubit 0 leftmost, to number of shots.
+        readout: The readout errors of its calibration, if they were known when it ran.
+    """
+
+    counts: dict[str, int]
+    n_qubits: int
+    device: str
+    emulated: bool
+    physical_qubits: tuple[int, ...] | None
+    calibration_id: str | None
+    provider_jobs: list[str]
+    executed_at: float
+    readout: Readout | None
+
+    @property
+    def shots(self) -> int:
+        return sum(self.counts.values())
+
+    @model_validator(mode="after")
+    def _counts_are_counts(self) -> Self:
+        if self.shots <= 0 or any(len(bits) != self.n_qubits for bits in self.counts):
+            raise ValueError(f"expected counts of {self.n_qubits} bits")
+        return self
+
+
+class Refusal(Record):
+    """That the provider refuses a circuit, and what it said."""
+
+    detail: str
+
+
+class Head(Record):
+    """What turns a device's expvals into labels, kept with the job: the bundle may be gone when the counts come."""
+
+    labels: list[str]
+    weight: list[list[float]]
+    bias: list[float]
+
+    @classmethod
+    def of(cls, weights: StudentWeights, labels: list[str]) -> Self:
+        return cls(labels=labels, weight=weights.head_weight.tolist(), bias=weights.head_bias.tolist())
+
+
+class Item(Record):
+    """One text of a job: its circuit's fingerprint, and its result where the counts were cached."""
+
+    sha: str
+    truncated: bool
+    result: HardwareResult | None = None
+
+
+class JobSpec(Record):
+    """What a job asks for, unchanged from its creation on.
+
+    Attributes:
+        head: None for a measurement of readout errors, whose two items are |0...0> and |1...1>.
+    """
+
+    head: Head | None
+    top_k: int | None
+    shots: int
+    items: list[Item]
+
+
+class Status(StrEnum):
+    """The states of jobs and runs, in the order in which they are passed through."""
+
+    QUEUED = "queued"
+    """Waits here."""
+    SUBMITTED = "submitted"
+    """Waits at the provider."""
+    RUNNING = "running"
+    """On the device."""
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (Status.DONE, Status.FAILED, Status.CANCELLED)
+
+
+class Hold(Record):
+    """Why an unfinished job does not go on, and when it is tried again."""
+
+    reason: str
+    detail: str
+    until: float
+
+
+class Job(Record):
+    """A job as it is now.
+
+    Attributes:
+        changes: When each state was entered, in that order.
+        runs: The run of each fingerprint that was not cached.
+        results: By index of the item, as far as they are there.
+        errors: Problem documents, likewise.
+        provider_jobs: The provider's ids of the jobs that its runs travelled in.
+    """
+
+    id: str
+    task: str
+    bundle: str
+    created_at: float
+    status: Status
+    changes: dict[Status, float]
+    spec: JobSpec
+    runs: dict[str, str]
+    results: dict[int, HardwareResult]
+    errors: dict[int, dict[str, Any]]
+    hold: Hold | None
+    provider_jobs: list[str]
+
+    @property
+    def ordered_results(self) -> list[HardwareResult | None]:
+        """One entry a text, in the caller's order; None where there is none."""
+        return [item.result or self.results.get(index) for index, item in enumerate(self.spec.items)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every text has its result or its error."""
+        there = self.results.keys() | self.errors.keys()
+        return all(item.result is not None or index in there for index, item in enumerate(self.spec.items))
+
+
+class Run(Record):
+    """One circuit on the chip.
+
+    Attributes:
+        circuit: Its JSON.
+        batch: Token of the batch it travels in.
+        abandoned: Whether every job that waited for it was cancelled.
+        problem: Why it failed, as a problem document.
+    """
+
+    id: str
+    sha: str
+    status: Status
+    circuit: str
+    shots: int
+    created_at: float
+    batch: str | None
+    abandoned: bool
+    problem: dict[str, Any] | None
+
+
+class BatchStage(StrEnum):
+    """How far a batch is; each is stored before what follows it is done."""
+
+    INTENT = "intent"
+    """Nothing was sent."""
+    SENDING = "sending"
+    """The provider may or may not know it."""
+    SUBMITTED = "submitted"
+    """The provider's id is known."""
+
+
+class Batch(Record):
+    """Runs that travel to the provider as one job.
+
+    Attributes:
+        token: Names the submission to the provider; a UUID.
+        chain: Physical qubits as they were sent, None if the provider places the circuits.
+        parts: Shots of the pieces that each of its runs was split into.
+        attempts: Calls that failed since the last one that did not.
+    """
+
+    token: str
+    runs: list[str]
+    stage: BatchStage
+    created_at: float
+    submitted_at: float | None
+    chain: tuple[int, ...] | None
+    parts: list[list[int]]
+    provider_job: str | None
+    attempts: int

@@ -1,0 +1,175 @@
+"""The steps that must happen at once or not at all, as scripts that Redis runs.
+
+Every script takes one key, the target's prefix, and one argument, a JSON object, and may be repeated: its first answer
+may have been lost. Keys below the prefix:
+
+    job:<id>            hash: fields of `Job`; `at:<status>` when it was entered, `result:<i>` and `error:<i>`
+    jobs:<status>       sorted set of job ids by creation
+    run:<id>            hash: fields of `Run`
+    run:<id>:jobs       set of the jobs that wait for it
+    inflight            hash: fingerprint to the run that is not final
+    pending             list of runs that wait for a batch
+    batch:<token>       hash: fields of `Batch`
+    batches             sorted set of open batches by creation
+    events              channel: the id of a job that has changed
+"""
+
+from __future__ import annotations
+
+_PRELUDE = """
+local p, a = KEYS[1], cjson.decode(ARGV[1])
+local rank = {queued = 0, submitted = 1, running = 2, done = 3, failed = 3, cancelled = 3}
+
+local function move(id, status)
+  local job = p .. 'job:' .. id
+  local old = redis.call('HGET', job, 'status')
+  if not old or rank[status] <= rank[old] then return 0 end
+  redis.call('HSET', job, 'status', status, 'at:' .. status, a.now)
+  redis.call('HDEL', job, 'hold')
+  redis.call('ZREM', p .. 'jobs:' .. old, id)
+  redis.call('ZADD', p .. 'jobs:' .. status, redis.call('HGET', job, 'created_at'), id)
+  if rank[status] == 3 then redis.call('EXPIRE', job, a.ttl) end
+  redis.call('PUBLISH', p .. 'events', id)
+  return 1
+end
+
+local function finish(id, status)
+  local run = p .. 'run:' .. id
+  local sha = redis.call('HGET', run, 'sha')
+  redis.call('HSET', run, 'status', status)
+  if redis.call('HGET', p .. 'inflight', sha) == id then redis.call('HDEL', p .. 'inflight', sha) end
+  redis.call('EXPIRE', run, a.ttl)
+  redis.call('EXPIRE', run .. ':jobs', a.ttl)
+end
+"""
+
+# A new job, and a run for each of its circuits that is not already under way. {now, id, job, runs, max_pending};
+# 1, or 0 if the queue has no room for its runs.
+CREATE = (
+    _PRELUDE
+    + """
+local job = p .. 'job:' .. a.id
+if redis.call('EXISTS', job) == 1 then return 1 end
+local fresh = 0
+for _, run in ipairs(a.runs) do
+  if redis.call('HEXISTS', p .. 'inflight', run.sha) == 0 then fresh = fresh + 1 end
+end
+if redis.call('LLEN', p .. 'pending') + fresh > a.max_pending then return 0 end
+local runs = {}
+for _, run in ipairs(a.runs) do
+  local id = redis.call('HGET', p .. 'inflight', run.sha)
+  if not id then
+    id = run.id
+    redis.call('HSET', p .. 'run:' .. id, 'id', id, 'sha', run.sha, 'status', 'queued', 'circuit', run.circuit,
+      'shots', run.shots, 'created_at', a.now)
+    redis.call('HSET', p .. 'inflight', run.sha, id)
+    redis.call('RPUSH', p .. 'pending', id)
+  end
+  redis.call('HDEL', p .. 'run:' .. id, 'abandoned')
+  redis.call('SADD', p .. 'run:' .. id .. ':jobs', a.id)
+  runs[run.sha] = id
+end
+redis.call('HSET', job, 'status', 'queued', 'at:queued', a.now, 'created_at', a.now, 'runs', cjson.encode(runs))
+for field, value in pairs(a.job) do redis.call('HSET', job, field, value) end
+redis.call('ZADD', p .. 'jobs:queued', a.now, a.id)
+return 1
+"""
+)
+
+# Take waiting runs into a new batch, which is stored before anything is sent. {now, token, most}; how many.
+CLAIM = (
+    _PRELUDE
+    + """
+local batch = p .. 'batch:' .. a.token
+if redis.call('EXISTS', batch) == 1 then return #cjson.decode(redis.call('HGET', batch, 'runs')) end
+local runs = redis.call('LPOP', p .. 'pending', a.most)
+if not runs then return 0 end
+for _, id in ipairs(runs) do redis.call('HSET', p .. 'run:' .. id, 'batch', a.token) end
+redis.call('HSET', batch, 'token', a.token, 'runs', cjson.encode(runs), 'stage', 'intent', 'created_at', a.now,
+  'parts', '[]', 'attempts', 0)
+redis.call('ZADD', p .. 'batches', a.now, a.token)
+return #runs
+"""
+)
+
+# Break a batch that was refused as a whole into batches of one run, so that one circuit does not fail the others.
+# {now, token, tokens}.
+SPLIT = (
+    _PRELUDE
+    + """
+local batch = p .. 'batch:' .. a.token
+local runs = redis.call('HGET', batch, 'runs')
+if not runs then return 0 end
+for i, id in ipairs(cjson.decode(runs)) do
+  redis.call('HSET', p .. 'run:' .. id, 'batch', a.tokens[i])
+  redis.call('HSET', p .. 'batch:' .. a.tokens[i], 'token', a.tokens[i], 'runs', cjson.encode({id}), 'stage', 'intent',
+    'created_at', redis.call('HGET', batch, 'created_at'), 'parts', '[]', 'attempts', 0)
+  redis.call('ZADD', p .. 'batches', a.now, a.tokens[i])
+end
+redis.call('DEL', batch)
+redis.call('ZREM', p .. 'batches', a.token)
+return 1
+"""
+)
+
+# End a run; from then on no job comes to wait for it. A run that was cancelled although one had goes back into the
+# queue. {now, ttl, run, status, problem}; the jobs that wait for it, also when it had ended before.
+FINISH = (
+    _PRELUDE
+    + """
+local run = p .. 'run:' .. a.run
+local jobs = redis.call('SMEMBERS', run .. ':jobs')
+local status = redis.call('HGET', run, 'status')
+if not status then return {} end
+if rank[status] == 3 then return jobs end
+if a.status == 'cancelled' and #jobs > 0 then
+  redis.call('HSET', run, 'status', 'queued')
+  redis.call('HDEL', run, 'batch')
+  redis.call('RPUSH', p .. 'pending', a.run)
+  return {}
+end
+redis.call('HSET', run, 'problem', a.problem)
+finish(a.run, a.status)
+return jobs
+"""
+)
+
+# Note how far runs are at the provider; they never go back. {now, runs, status, provider_job}.
+MARK = (
+    _PRELUDE
+    + """
+for _, id in ipairs(a.runs) do
+  local run = p .. 'run:' .. id
+  local status = redis.call('HGET', run, 'status')
+  if status and rank[a.status] > rank[status] then
+    redis.call('HSET', run, 'status', a.status, 'provider_job', a.provider_job)
+  end
+end
+return 1
+"""
+)
+
+# Move a job on; it never goes back, and never on from an end. {now, ttl, id, status}; 1 if it moved.
+MOVE = _PRELUDE + "return move(a.id, a.status)"
+
+# Cancel a job. Runs that nobody waits for any more leave the queue, or are marked if they have left it already.
+# {now, ttl, id}; 1 if it was cancelled, 0 if it had ended before.
+CANCEL = (
+    _PRELUDE
+    + """
+if move(a.id, 'cancelled') == 0 then return 0 end
+for _, id in pairs(cjson.decode(redis.call('HGET', p .. 'job:' .. a.id, 'runs'))) do
+  local run = p .. 'run:' .. id
+  redis.call('SREM', run .. ':jobs', a.id)
+  local status = redis.call('HGET', run, 'status')
+  if status and rank[status] < 3 and redis.call('SCARD', run .. ':jobs') == 0 then
+    if redis.call('LREM', p .. 'pending', 1, id) == 1 then
+      finish(id, 'cancelled')
+    else
+      redis.call('HSET', run, 'abandoned', 1)
+    end
+  end
+end
+return 1
+"""
+)

@@ -1,0 +1,362 @@
+"""The jobs, runs and batches of one target in Redis.
+
+Whatever may be repeated by a worker that comes back from a crash is safe to repeat here. Redis that does not answer
+raises `redis.exceptions.RedisError`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+from redis.asyncio import Redis
+
+from service.hardware import scripts
+from service.hardware.records import Batch, BatchStage, Hold, Job, JobSpec, Readout, Run, Status
+from service.hardware.target import Target
+from service.schemas import HardwareResult
+
+_HISTORY = 100
+_HEARTBEAT_SECONDS = 30
+# A run or batch outlives the last job that may ask for it.
+_RUN_TTL_FACTOR = 2
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job to be created.
+
+    Attributes:
+        circuits: JSON of the bound circuit of each fingerprint that must be run.
+    """
+
+    task: str
+    bundle: str
+    spec: JobSpec
+    circuits: Mapping[str, str]
+
+
+class Store:
+    """Jobs, runs and batches.
+
+    Args:
+        redis: Decodes its answers.
+        target: What they run on.
+        job_ttl_seconds: How long a job is kept once it has ended.
+        max_pending: Most runs that wait for a batch.
+    """
+
+    def __init__(self, redis: Redis, target: Target, *, job_ttl_seconds: int, max_pending: int) -> None:
+        self.target = target
+        self.max_pending = max_pending
+        self._redis = redis
+        self._prefix = target.prefix
+        self.job_ttl_seconds = job_ttl_seconds
+        self._scripts = {
+            name: redis.register_script(getattr(scripts, name))
+            for name in ("CREATE", "CLAIM", "SPLIT", "MARK", "FINISH", "MOVE", "CANCEL")
+        }
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    async def create(self, draft: Draft) -> Job | None:
+        """Store a job and queue its circuits, those that are under way already only once; None if the queue is full."""
+        job_id = uuid.uuid4().hex
+        created = await self._run(
+            "CREATE",
+            id=job_id,
+            job={"id": job_id, "task": draft.task, "bundle": draft.bundle, "spec": draft.spec.model_dump_json()},
+            runs=[
+                {"sha": sha, "id": uuid.uuid4().hex, "circuit": circuit, "shots": draft.spec.shots}
+                for sha, circuit in draft.circuits.items()
+            ],
+            max_pending=self.max_pending,
+        )
+        return await self.job(job_id) if created else None
+
+    async def job(self, job_id: str) -> Job | None:
+        """A job as it is now; None if there is none of this id, or no longer."""
+        fields = _text(await self._redis.hgetall(self._key("job", job_id)))
+        if not fields:
+            return None
+        runs: dict[str, str] = json.loads(fields["runs"] or "{}") or {}
+        provider_jobs = await self._provider_jobs(runs.values())
+        return _job(fields, runs, provider_jobs)
+
+    async def jobs(self, status: Status | None, task: str | None, limit: int, before: float | None) -> list[Job]:
+        """Jobs, the newest first.
+
+        Args:
+            status: Only those in this state.
+            task: Only those of this task.
+            limit: Most of them.
+            before: Only those created earlier.
+        """
+        found: list[Job] = []
+        upper = "+inf" if before is None else f"({before!r}"
+        ids: list[tuple[float, str]] = []
+        for one in [status] if status else list(Status):
+            pairs: Any = await self._redis.zrange(
+                self._jobs_key(one), upper, "-inf", desc=True, byscore=True, offset=0, num=-1, withscores=True
+            )
+            ids += [(float(created_at), str(job_id)) for job_id, created_at in pairs]
+        for _, job_id in sorted(ids, reverse=True):
+            if len(found) == limit:
+                break
+            job = await self.job(job_id)
+            if job is None:
+                await self._forget(job_id)
+            elif task is None or job.task == task:
+                found.append(job)
+        return found
+
+    async def cancel(self, job_id: str) -> bool:
+        """Cancel a job; False if it had ended before."""
+        return bool(await self._run("CANCEL", id=job_id))
+
+    async def move(self, job_id: str, status: Status) -> None:
+        """Move a job on to a later state; nothing happens if it is there or further."""
+        await self._run("MOVE", id=job_id, status=status)
+
+    async def deliver(self, job: Job, index: int, outcome: HardwareResult | Mapping[str, Any]) -> None:
+        """Store what came of one text of a job: its result, or the problem document that stands for it."""
+        if isinstance(outcome, HardwareResult):
+            await self._redis.hset(self._key("job", job.id), f"result:{index}", outcome.model_dump_json())
+        else:
+            await self._redis.hset(self._key("job", job.id), f"error:{index}", json.dumps(outcome))
+
+    async def hold(self, runs: Sequence[Run], hold: Hold) -> None:
+        """Tell the jobs that wait for runs why they do not go on."""
+        for job_id in await self.waiting_for(runs):
+            job = self._key("job", job_id)
+            # Only an existing job: HSET would make one of nothing but this.
+            if await self._redis.hexists(job, "status"):
+                await self._redis.hset(job, "hold", hold.model_dump_json())
+                await self._redis.publish(self.events_channel, job_id)
+
+    async def forget_ended(self, created_before: float) -> None:
+        """Take ended jobs that were created earlier out of the lists; the jobs themselves expire."""
+        for status in Status:
+            if status.is_final:
+                await self._redis.zremrangebyscore(self._jobs_key(status), "-inf", created_before)
+
+    @property
+    def events_channel(self) -> str:
+        """Where the id of every job that has changed is published."""
+        return f"{self._prefix}events"
+
+    # --- runs and batches -------------------------------------------------------------------------------------
+
+    async def runs(self, ids: Iterable[str]) -> list[Run]:
+        """Runs by id, in this order; those that are gone are left out."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for run_id in ids:
+            pipeline.hgetall(self._key("run", run_id))
+        return [_run(fields) for fields in await pipeline.execute() if fields]
+
+    async def waiting_for(self, runs: Sequence[Run]) -> set[str]:
+        """The jobs that wait for any of some runs."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for run in runs:
+            pipeline.smembers(f"{self._key('run', run.id)}:jobs")
+        return set().union(*await pipeline.execute()) if runs else set()
+
+    async def mark_runs(self, runs: Sequence[Run], status: Status, provider_job: str) -> None:
+        """Note how far runs are at the provider; they never go back."""
+        await self._run("MARK", runs=[run.id for run in runs], status=status, provider_job=provider_job)
+
+    async def finish_run(self, run: Run, status: Status, problem: Mapping[str, Any] | None = None) -> list[str]:
+        """End a run; returns the jobs that wait for it, also when it had ended before.
+
+        Args:
+            problem: Why it failed, as a problem document.
+        """
+        return list(await self._run("FINISH", run=run.id, status=status, problem=json.dumps(problem)))
+
+    async def n_pending(self) -> int:
+        """How many runs wait for a batch."""
+        return int(await self._redis.llen(f"{self._prefix}pending"))
+
+    async def claim(self, most: int) -> str | None:
+        """Take up to `most` waiting runs into a new batch; returns its token, None if none waits."""
+        token = str(uuid.uuid4())
+        return token if await self._run("CLAIM", token=token, most=most) else None
+
+    async def split(self, batch: Batch) -> None:
+        """Break a batch into one for each of its runs."""
+        await self._run("SPLIT", token=batch.token, tokens=[str(uuid.uuid4()) for _ in batch.runs])
+
+    async def open_batches(self) -> list[str]:
+        """Tokens of the batches that are not closed, oldest first."""
+        return [str(token) for token in await self._redis.zrange(f"{self._prefix}batches", 0, -1)]
+
+    async def batch(self, token: str) -> Batch | None:
+        """A batch as it is now; None if there is none."""
+        fields = _text(await self._redis.hgetall(self._key("batch", token)))
+        return _batch(fields) if fields else None
+
+    async def update(self, batch: Batch) -> None:
+        """Store what has changed of a batch."""
+        fields: dict[str | bytes | bytearray | memoryview[int] | int | float, Any] = {
+            "stage": batch.stage.value,
+            "submitted_at": "" if batch.submitted_at is None else repr(batch.submitted_at),
+            "runs": json.dumps(batch.runs),
+            "chain": json.dumps(batch.chain),
+            "parts": json.dumps(batch.parts),
+            "provider_job": batch.provider_job or "",
+            "attempts": batch.attempts,
+        }
+        await self._redis.hset(self._key("batch", batch.token), mapping=fields)
+
+    async def close(self, batch: Batch) -> None:
+        """Forget an open batch; every run of it has ended or is queued again."""
+        await self._redis.zrem(f"{self._prefix}batches", batch.token)
+        await self._redis.expire(self._key("batch", batch.token), self.job_ttl_seconds * _RUN_TTL_FACTOR)
+
+    # --- facts about the target -------------------------------------------------------------------------------
+
+    async def beat(self) -> None:
+        """Note that a worker is at work."""
+        await self._redis.set(f"{self._prefix}heartbeat", repr(time()), ex=_HEARTBEAT_SECONDS)
+
+    async def has_worker(self) -> bool:
+        """Whether a worker was at work within the last half minute."""
+        return bool(await self._redis.exists(f"{self._prefix}heartbeat"))
+
+    async def remember_duration(self, seconds: float) -> None:
+        """Add how long a run took, from queue to counts, to the history that estimates are made of."""
+        key = f"{self._prefix}history"
+        await self._redis.lpush(key, repr(seconds))
+        await self._redis.ltrim(key, 0, _HISTORY - 1)
+
+    async def durations(self) -> list[float]:
+        """How long the last runs took, in seconds, sorted."""
+        return sorted(float(value) for value in await self._redis.lrange(f"{self._prefix}history", 0, -1))
+
+    async def eta(self, job: Job) -> float | None:
+        """When a job will probably be done: the median of past runs, or the ninetieth percentile of them if that has
+        passed; None without a history, or if the job takes longer than nearly all before it."""
+        durations = await self.durations()
+        if job.status.is_final or not durations:
+            return None
+        median, late = statistics.median(durations), durations[int(0.9 * (len(durations) - 1))]
+        for expected in (median, late):
+            if job.created_at + expected > time():
+                return job.created_at + expected
+        return None
+
+    async def keep_readout(self, readout: Readout) -> None:
+        """Store measured readout errors as those of their calibration, and as the newest."""
+        value = readout.model_dump_json()
+        await self._redis.set(
+            self._readout_key(readout.calibration_id), value, ex=self.job_ttl_seconds * _RUN_TTL_FACTOR
+        )
+        await self._redis.set(f"{self._prefix}readout", value)
+
+    async def readout(self, calibration_id: str | None) -> Readout | None:
+        """The readout errors measured under a calibration; None if none were."""
+        value = await self._redis.get(self._readout_key(calibration_id))
+        return None if value is None else Readout.model_validate_json(value)
+
+    async def newest_readout(self) -> Readout | None:
+        """The readout errors measured last; None if none ever were."""
+        value = await self._redis.get(f"{self._prefix}readout")
+        return None if value is None else Readout.model_validate_json(value)
+
+    async def begin_readout(self, epoch: str, seconds: int) -> bool:
+        """Whether this is the first to measure the readout errors of an epoch, which ends after some seconds."""
+        return bool(await self._redis.set(f"{self._prefix}readout:begun:{epoch}", "1", nx=True, ex=seconds))
+
+    async def note_calibration(self, calibration_id: str | None) -> None:
+        """Remember the device's current calibration."""
+        await self._redis.set(f"{self._prefix}calibration", calibration_id or "")
+
+    async def calibration(self) -> str:
+        """The device's current calibration as a worker last saw it; empty if there is none."""
+        return str(await self._redis.get(f"{self._prefix}calibration") or "")
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    async def _run(self, name: str, **arguments: Any) -> Any:
+        # Numbers that must stay exact go as text: the scripts' JSON has fourteen digits.
+        payload = {"now": repr(time()), "ttl": self.job_ttl_seconds, **arguments}
+        return await self._scripts[name](keys=[self._prefix], args=[json.dumps(payload)])
+
+    def _key(self, kind: str, name: str) -> str:
+        return f"{self._prefix}{kind}:{name}"
+
+    def _jobs_key(self, status: Status) -> str:
+        return f"{self._prefix}jobs:{status.value}"
+
+    def _readout_key(self, calibration_id: str | None) -> str:
+        return f"{self._prefix}readout:{calibration_id or ''}"
+
+    async def _provider_jobs(self, runs: Iterable[str]) -> list[str]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for run_id in runs:
+            pipeline.hget(self._key("run", run_id), "provider_job")
+        return list(dict.fromkeys(job for job in await pipeline.execute() if job))
+
+    async def _forget(self, job_id: str) -> None:
+        for status in Status:
+            await self._redis.zrem(self._jobs_key(status), job_id)
+
+
+def _text(fields: Mapping[Any, Any]) -> dict[str, str]:
+    """A hash as the client decodes it; its types leave open whether it does."""
+    return {str(name): str(value) for name, value in fields.items()}
+
+
+def _job(fields: Mapping[str, str], runs: dict[str, str], provider_jobs: list[str]) -> Job:
+    def indexed(kind: str) -> dict[int, str]:
+        return {int(name.partition(":")[2]): value for name, value in fields.items() if name.startswith(f"{kind}:")}
+
+    changes = {status: float(fields[f"at:{status}"]) for status in Status if f"at:{status}" in fields}
+    return Job(
+        id=fields["id"],
+        task=fields["task"],
+        bundle=fields["bundle"],
+        created_at=float(fields["created_at"]),
+        status=Status(fields["status"]),
+        changes=changes,
+        spec=JobSpec.model_validate_json(fields["spec"]),
+        runs=runs,
+        results={i: HardwareResult.model_validate_json(value) for i, value in indexed("result").items()},
+        errors={i: json.loads(value) for i, value in indexed("error").items()},
+        hold=Hold.model_validate_json(fields["hold"]) if "hold" in fields else None,
+        provider_jobs=provider_jobs,
+    )
+
+
+def _run(fields: Mapping[str, str]) -> Run:
+    return Run(
+        id=fields["id"],
+        sha=fields["sha"],
+        status=Status(fields["status"]),
+        circuit=fields["circuit"],
+        shots=int(fields["shots"]),
+        created_at=float(fields["created_at"]),
+        batch=fields.get("batch"),
+        abandoned="abandoned" in fields,
+        problem=json.loads(fields.get("problem", "null")),
+    )
+
+
+def _batch(fields: Mapping[str, str]) -> Batch:
+    chain = json.loads(fields.get("chain", "null"))
+    return Batch(
+        token=fields["token"],
+        runs=json.loads(fields["runs"]),
+        stage=BatchStage(fields["stage"]),
+        created_at=float(fields["created_at"]),
+        submitted_at=float(fields["submitted_at"]) if fields.get("submitted_at") else None,
+        chain=None if chain is None else tuple(chain),
+        parts=json.loads(fields["parts"]),
+        provider_job=fields.get("provider_job") or None,
+        attempts=int(fields["attempts"]),
+    )

@@ -1,0 +1,1 @@
+"""Whose API reaches the chip: one file per provider, behind `Provider`."""

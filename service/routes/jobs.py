@@ -1,0 +1,194 @@
+"""`/jobs`: what became of requests on hardware."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from time import monotonic, time
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from service.backends.base import BackendName
+from service.errors import (
+    BackendNotConfiguredError,
+    InvalidRequestError,
+    StoreUnavailableError,
+    UnknownJobError,
+)
+from service.hardware.records import Job, Status
+from service.hardware.store import Store
+from service.hardware.watch import wait_for
+from service.openapi import problems
+from service.schemas import Change, Held, JobBody, JobList, JobQuery, JobsQuery
+from service.state import AppState, Hardware, State
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_DEFAULT_RETRY_SECONDS = 5
+_RETRY_SECONDS = (1, 60)
+# A service that is told to stop is noticed this soon by those who wait.
+_LOOK_SECONDS = 1.0
+
+
+def hardware(state: State) -> Hardware:
+    """What jobs live in.
+
+    Raises:
+        BackendNotConfiguredError: If this service runs no hardware backend.
+    """
+    if state.hardware is None:
+        raise BackendNotConfiguredError(
+            f"the backend {BackendName.BAIHUA.value} is not configured here, so there are no jobs",
+            backends=[BackendName.SIMULATOR.value],
+        )
+    return state.hardware
+
+
+Parts = Annotated[Hardware, Depends(hardware)]
+
+
+async def known_job(job_id: Annotated[str, Path(description="Id of a job.")], parts: Parts) -> Job:
+    """The job in the path.
+
+    Raises:
+        UnknownJobError: If there is none of this id, or no longer.
+    """
+    return await _read(parts.store, job_id)
+
+
+KnownJob = Annotated[Job, Depends(known_job)]
+
+_JOB_PROBLEMS = problems(UnknownJobError, InvalidRequestError, BackendNotConfiguredError, StoreUnavailableError)
+
+
+@router.get(
+    "",
+    summary="Jobs, the newest first",
+    responses=problems(InvalidRequestError, BackendNotConfiguredError, StoreUnavailableError),
+)
+async def list_jobs(query: Annotated[JobsQuery, Query()], parts: Parts) -> JobList:
+    """Filtered by state and task; `next` is the path of the next page."""
+    status = Status(query.status) if query.status else None
+    jobs = await parts.store.jobs(status, query.task, query.limit, query.before)
+    more = None
+    if len(jobs) == query.limit:
+        asked = {"status": query.status, "task": query.task, "limit": query.limit, "before": jobs[-1].created_at}
+        more = "/jobs?" + urlencode({name: value for name, value in asked.items() if value is not None})
+    return JobList(jobs=[job_body(job, await parts.store.eta(job)) for job in jobs], next=more)
+
+
+@router.get("/{job_id}", summary="State and results of a job", responses=_JOB_PROBLEMS)
+async def read_job(
+    job: KnownJob, query: Annotated[JobQuery, Query()], parts: Parts, state: State, response: Response
+) -> JobBody:
+    """Results once it has ended; `wait` holds the answer until then, and no longer than it says."""
+    job = await wait_for_end(state, parts, job, query.wait)
+    eta = await parts.store.eta(job)
+    if not job.status.is_final:
+        response.headers["Retry-After"] = str(retry_after(eta))
+    return job_body(job, eta)
+
+
+@router.delete("/{job_id}", summary="Cancel a job", responses=_JOB_PROBLEMS)
+async def cancel_job(job: KnownJob, parts: Parts) -> JobBody:
+    """Circuits that no other job waits for are cancelled at the provider too, while they wait there.
+
+    A job that has ended stays as it is, so that cancelling twice is harmless.
+    """
+    await parts.store.cancel(job.id)
+    job = await _read(parts.store, job.id)
+    return job_body(job, None)
+
+
+@router.get("/{job_id}/events", summary="Follow a job", response_class=EventSourceResponse, responses=_JOB_PROBLEMS)
+async def job_events(
+    job: KnownJob,
+    parts: Parts,
+    state: State,
+    last_event_id: Annotated[int | None, Header(ge=0, description="Of the last event that arrived.")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: each is the job as it is now, named by its state; the last is its end.
+
+    An event's id is the number of states passed so far. After a lost connection, `Last-Event-ID` leaves out those
+    that have arrived.
+    """
+    sent = last_event_id or 0
+    hold = None
+    async with parts.watch.on(job.id) as changed:
+        while not state.draining:
+            changed.clear()
+            job = await parts.store.job(job.id) or job
+            if len(job.changes) > sent or job.hold != hold:
+                sent, hold = len(job.changes), job.hold
+                body = job_body(job, await parts.store.eta(job))
+                yield ServerSentEvent(raw_data=body.model_dump_json(), event=job.status.value, id=str(sent))
+            if job.status.is_final:
+                return
+            await wait_for(changed, _LOOK_SECONDS)
+
+
+async def wait_for_end(state: AppState, parts: Hardware, job: Job, seconds: float) -> Job:
+    """The job once it has ended, or as it is after some seconds."""
+    deadline = monotonic() + seconds
+    async with parts.watch.on(job.id) as changed:
+        while not job.status.is_final and not state.draining and (left := deadline - monotonic()) > 0:
+            await wait_for(changed, min(left, _LOOK_SECONDS))
+            changed.clear()
+            job = await _read(parts.store, job.id)
+    return job
+
+
+def job_body(job: Job, eta: float | None) -> JobBody:
+    """A job as callers see it.
+
+    Args:
+        eta: When it will probably be done.
+    """
+    has_results = job.status.is_final and job.spec.head is not None
+    return JobBody(
+        id=job.id,
+        task=job.task,
+        backend=BackendName.BAIHUA.value,
+        bundle=job.bundle,
+        status=job.status.value,
+        created_at=_at(job.created_at),
+        changes=[Change(status=status.value, at=_at(at)) for status, at in job.changes.items()],
+        eta=None if eta is None else _at(eta),
+        held=job.hold and Held(reason=job.hold.reason, detail=job.hold.detail, until=_at(job.hold.until)),
+        shots=job.spec.shots,
+        n_texts=len(job.spec.items),
+        provider_jobs=job.provider_jobs,
+        results=job.ordered_results if has_results else None,
+        error=job_error(job),
+    )
+
+
+def job_error(job: Job) -> dict[str, object] | None:
+    """The problem document of a job that has failed: that of its first text without counts."""
+    if job.status is not Status.FAILED or not job.errors:
+        return None
+    return job.errors[min(job.errors)]
+
+
+def retry_after(eta: float | None) -> int:
+    """Seconds after which it makes sense to ask again."""
+    least, most = _RETRY_SECONDS
+    if eta is None:
+        return _DEFAULT_RETRY_SECONDS
+    return min(max(math.ceil(eta - time()), least), most)
+
+
+async def _read(store: Store, job_id: str) -> Job:
+    # Anything that uuid4().hex cannot be would only make a strange key.
+    job = await store.job(job_id) if len(job_id) <= 64 and job_id.isalnum() else None
+    if job is None:
+        raise UnknownJobError(f"no job {job_id[:64]!r}; jobs are kept for some days after they end")
+    return job
+
+
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
