@@ -14,7 +14,7 @@ SERVE := $(VENV)/.installed-serve
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench-student bench-embedder readme embedder bundles evaluate lock clean
+.PHONY: help install serve test check format bench-student bench-embedder bench-hardware readme embedder bundles evaluate lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ bench-student: $(DEV) ## time engines and training circuit against MindQuantum, 
 
 bench-embedder: $(DEV) ## measure what int8 costs and gains, on the texts in DATA
 	@$(BIN)/python -m benchmarks.embedder $(DATA) $(if $(JSON),--json $(JSON))
+
+bench-hardware: $(DEV) ## measure what the chip's noise costs in accuracy, on 200 texts of each task in DATA
+	@$(BIN)/python -m benchmarks.hardware $(DATA) $(if $(JSON),--json $(JSON))
 
 readme: $(DEV) ## make the README's tables anew from what was measured
 	@$(BIN)/python -m benchmarks.readme

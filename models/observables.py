@@ -76,11 +76,15 @@ def covariance_from_counts(counts: Counts, n_qubits: int) -> np.ndarray:
     """Covariance of the estimates that `expvals_from_counts` gives, shape (n_qubits, n_qubits).
 
     Qubits of one shot are measured together: Cov(<Z_i>, <Z_j>) = (<Z_i Z_j> - <Z_i><Z_j>) / shots.
+
+    Raises:
+        EmptyCountsError: If no shots were recorded.
+        ShapeError: If a bitstring does not have `n_qubits` bits.
     """
+    means = expvals_from_counts(counts, n_qubits)
     values = 1.0 - 2.0 * np.array([[bit == "1" for bit in bits] for bits in counts], dtype=float)
     weights = np.fromiter(counts.values(), dtype=float, count=len(counts))
     shots = weights.sum()
-    means = expvals_from_counts(counts, n_qubits)
     return np.asarray(((values.T * weights) @ values / shots - np.outer(means, means)) / shots)
 
 

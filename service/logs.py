@@ -54,5 +54,7 @@ def configure_logging(level: str) -> None:
             "formatters": {"json": {"()": JsonFormatter}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
             "root": {"level": level.upper(), "handlers": ["stderr"]},
+            # One line for each request to a provider says nothing that its answer does not.
+            "loggers": {"httpx": {"level": "WARNING"}},
         }
     )

@@ -6,8 +6,9 @@ import difflib
 import os
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.bundle import SHIPPED
@@ -68,8 +69,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis or Valkey for jobs and counts: `redis://`, `rediss://` or `unix://`. Unset, the service "
-        "starts a Valkey of its own under `QD_STATE_DIR`, with a worker and, without a token, the emulator.",
+        description="Redis or Valkey, 7 or newer, for jobs and counts: `redis://`, `rediss://` or `unix://`. Unset, "
+        "the service starts its own Valkey under `QD_STATE_DIR`, with a worker and, without a token, the emulator.",
     )
     embedded: bool = Field(
         default=True,
@@ -171,6 +172,14 @@ class Settings(BaseSettings):
             raise SettingsError(f"QD_QUAFU_TOKEN_FILE: {self.quafu_token_file} is empty")
         return token
 
+    @field_validator("quafu_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "https://default")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as https://host or http://127.0.0.1:8010")
+        return value
+
     @model_validator(mode="after")
     def _one_token(self) -> Self:
         if self.quafu_token is not None and self.quafu_token_file is not None:
@@ -224,4 +233,5 @@ def _line(location: tuple[int | str, ...], message: str, found: Any) -> str:
     # A check across fields has no location and names its variables itself.
     if not location:
         return message.removeprefix("Value error, ")
-    return f"{_variable(str(location[0]))} is {str(found)!r}: {message[:1].lower()}{message[1:]}"
+    said = message.removeprefix("Value error, ")
+    return f"{_variable(str(location[0]))} is {str(found)!r}: {said[:1].lower()}{said[1:]}"

@@ -15,6 +15,9 @@ from service.hardware.records import CountsRecord, Record, Refusal
 from service.hardware.target import angles_key, counts_key, refusal_key
 
 _JITTER = 0.1
+# A text's angles must outlive the counts that they lead to, which may take a day to come.
+_ANGLES_TTL_FACTOR = 2
+_ANGLES_TTL_SECONDS = 2 * 86_400
 # Long enough to spare the provider a caller that repeats at once, short enough that nobody waits for it to pass.
 _REFUSAL_SECONDS = 45
 
@@ -33,6 +36,7 @@ class Cache:
     def __init__(self, redis: Redis, ttl_seconds: int) -> None:
         self._redis = redis
         self._ttl = ttl_seconds
+        self._angles_ttl = _ANGLES_TTL_FACTOR * ttl_seconds + _ANGLES_TTL_SECONDS
 
     async def settle_angles(self, bundle: str, texts: Sequence[str], angles: np.ndarray) -> np.ndarray:
         """The angles that stand for texts from now on: those stored first, in whatever process.
@@ -51,8 +55,9 @@ class Cache:
         pipeline = self._redis.pipeline(transaction=False)
         for text, row in zip(texts, angles, strict=True):
             key = angles_key(bundle, text)
-            pipeline.set(key, json.dumps(row.tolist()), nx=True, get=True, ex=self._ttl)
-        stored = await pipeline.execute()
+            pipeline.set(key, json.dumps(row.tolist()), nx=True, get=True, ex=self._angles_ttl)
+            pipeline.expire(key, self._angles_ttl)
+        stored = (await pipeline.execute())[::2]
         rows = [row if old is None else json.loads(old) for row, old in zip(angles, stored, strict=True)]
         return np.array(rows, dtype=np.float64)
 

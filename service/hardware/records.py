@@ -69,8 +69,9 @@ class CountsRecord(Record):
 
     @model_validator(mode="after")
     def _counts_are_counts(self) -> Self:
-        if self.shots <= 0 or any(len(bits) != self.n_qubits for bits in self.counts):
-            raise ValueError(f"expected counts of {self.n_qubits} bits")
+        wrong = any(len(bits) != self.n_qubits or set(bits) - {"0", "1"} or n < 0 for bits, n in self.counts.items())
+        if self.shots <= 0 or wrong:
+            raise ValueError(f"expected counts of {self.n_qubits} bits, each 0 or 1")
         return self
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from service.hardware import scripts
@@ -260,13 +261,11 @@ class Store:
 
     async def readout(self, calibration_id: str | None) -> Readout | None:
         """The readout errors measured under a calibration; None if none were."""
-        value = await self._redis.get(self._readout_key(calibration_id))
-        return None if value is None else Readout.model_validate_json(value)
+        return _readout(await self._redis.get(self._readout_key(calibration_id)))
 
     async def newest_readout(self) -> Readout | None:
         """The readout errors measured last; None if none ever were."""
-        value = await self._redis.get(f"{self._prefix}readout")
-        return None if value is None else Readout.model_validate_json(value)
+        return _readout(await self._redis.get(f"{self._prefix}readout"))
 
     async def begin_readout(self, epoch: str, seconds: int) -> bool:
         """Whether this is the first to measure the readout errors of an epoch, which ends after some seconds."""
@@ -331,6 +330,13 @@ def _job(fields: Mapping[str, str], runs: dict[str, str], provider_jobs: list[st
         hold=Hold.model_validate_json(fields["hold"]) if "hold" in fields else None,
         provider_jobs=provider_jobs,
     )
+
+
+def _readout(value: Any) -> Readout | None:
+    try:
+        return None if value is None else Readout.model_validate_json(value)
+    except ValidationError:
+        return None  # of another schema version: absent, and measured again
 
 
 def _run(fields: Mapping[str, str]) -> Run:

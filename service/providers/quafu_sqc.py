@@ -19,6 +19,7 @@ from models.qasm import to_qasm2
 from service.errors import SettingsError
 from service.providers.answers import checked_counts, shown
 from service.providers.base import (
+    DeviceOfflineError,
     Health,
     JobState,
     Limits,
@@ -271,6 +272,8 @@ def _refusal(answer: httpx.Response, value: Any) -> ProviderError | None:
     about_the_token = isinstance(complaint, str) and _ABOUT_THE_TOKEN.search(complaint)
     if answer.status_code in (401, 403) or about_the_token:
         return OperatorNeededError(f"the platform refuses the token: {_words(value)}")
+    if answer.status_code == 409:
+        return DeviceOfflineError(f"the device takes no jobs: {_words(value)}")
     if answer.status_code == 429:
         seconds = answer.headers.get("Retry-After", "")
         return QuotaExhaustedError(

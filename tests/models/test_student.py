@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from statevector import expvals
 from models.circuit import Symbol, student_circuit
 from models.engines.compiled import CompiledEngine, compile_circuit
 from models.errors import ShapeError
-from models.student import Student, softmax
+from models.student import Student, flip_probability, softmax
 
 M, N = 7, 4
 
@@ -116,3 +117,74 @@ def test_softmax_is_the_ratio_of_exponentials_and_never_overflows() -> None:
     logits = np.random.default_rng(0).normal(size=(6, 3))
     np.testing.assert_allclose(softmax(logits + 5.0), softmax(logits), rtol=0, atol=1e-15)
     np.testing.assert_allclose(softmax(logits).sum(axis=-1), 1.0, rtol=0, atol=1e-15)
+
+
+def rerun_flips(logits: np.ndarray, covariance: np.ndarray, draws: int, seed: int) -> tuple[float, float]:
+    """How often a simulated rerun gives another label than `logits`, and the standard error of that.
+
+    The true logits differ from the measured ones by the noise of one run, and those of the rerun from the true ones by
+    the noise of another.
+    """
+    rng = np.random.default_rng(seed)
+    root = np.linalg.cholesky(covariance)
+    true = logits + rng.normal(size=(draws, len(logits))) @ root.T
+    rerun = true + rng.normal(size=(draws, len(logits))) @ root.T
+    share = float((rerun.argmax(axis=1) != logits.argmax()).mean())
+    return share, math.sqrt(share * (1 - share) / draws)
+
+
+def random_covariance(n_classes: int, scale: float, seed: int) -> np.ndarray:
+    root = np.random.default_rng(seed).normal(size=(n_classes, n_classes + 2)) * scale
+    return root @ root.T
+
+
+@pytest.mark.parametrize("lead", [0.0, 0.05, -0.2, 0.5, 1.0])
+def test_flip_probability_of_two_classes_is_how_often_reruns_flip(lead: float) -> None:
+    logits, covariance = np.array([lead, 0.0]), random_covariance(2, 0.1, seed=5)
+    share, sigma = rerun_flips(logits, covariance, draws=200_000, seed=6)
+    assert share > 0
+    assert flip_probability(logits, covariance) == pytest.approx(share, abs=5 * sigma)
+
+
+def test_flip_probability_of_four_classes_is_a_bound_that_is_tight_where_it_is_small() -> None:
+    covariance = random_covariance(4, 0.1, seed=7)
+    near, far = np.array([0.3, 0.2, 0.1, 0.25]), np.array([1.5, 0.2, 0.1, 0.25])
+    share, sigma = rerun_flips(near, covariance, draws=200_000, seed=8)
+    assert flip_probability(near, covariance) > share + 5 * sigma
+    share, sigma = rerun_flips(far, covariance, draws=200_000, seed=9)
+    assert 0 < share < 0.05
+    assert flip_probability(far, covariance) >= share - 5 * sigma
+    assert flip_probability(far, covariance) == pytest.approx(share, rel=0.25)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1])
+def test_tie_flips_in_half_of_the_reruns_with_noise_and_without(scale: float) -> None:
+    assert flip_probability(np.array([0.7, 0.7]), scale * np.eye(2)) == 0.5
+
+
+def test_label_of_a_run_without_noise_never_flips() -> None:
+    assert flip_probability(np.array([0.1, 0.2, 0.3]), np.zeros((3, 3))) == 0.0
+
+
+def test_noise_that_all_classes_share_flips_nothing() -> None:
+    assert flip_probability(np.array([0.1, 0.2]), np.ones((2, 2))) == 0.0
+
+
+def test_flip_probability_grows_as_shots_shrink_and_stays_below_a_half_for_two_classes() -> None:
+    logits, one_shot = np.array([0.1, 0.0]), random_covariance(2, 1.0, seed=10)
+    found = [flip_probability(logits, one_shot / shots) for shots in (10_240, 1024, 100, 10, 1)]
+    assert found == sorted(found)
+    assert len(set(found)) == len(found)
+    assert found[0] > 0
+    assert found[-1] < 0.5
+
+
+def test_flip_probability_does_not_depend_on_the_order_of_classes() -> None:
+    logits, covariance = np.array([0.1, 0.2, 0.15, 0.0]), random_covariance(4, 0.05, seed=12)
+    order = [2, 0, 3, 1]
+    expected = flip_probability(logits, covariance)
+    assert flip_probability(logits[order], covariance[np.ix_(order, order)]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_flip_probability_of_many_tied_classes_is_at_most_one() -> None:
+    assert flip_probability(np.zeros(5), np.eye(5)) == 1.0
