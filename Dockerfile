@@ -16,4 +16,5 @@ USER qd
 ENV PATH=/venv/bin:$PATH QD_HOST=0.0.0.0 QD_STATE_DIR=/state
 EXPOSE 8000
 HEALTHCHECK CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez')"]
-ENTRYPOINT ["qdserve", "serve"]
+ENTRYPOINT ["qdserve"]
+CMD ["serve"]

@@ -22,6 +22,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hardware import TARGET_POINTS, points_lost
 from models.bundle import SHIPPED
 from service.settings import settings_table
 
@@ -160,6 +161,28 @@ def embedder_table() -> str:
     return markdown(["", "int8 (shipped)", "fp32"], rows)
 
 
+def hardware_table() -> str:
+    """What `make bench-hardware` measured."""
+    figures = _figures("bench-hardware.json")
+    rows = []
+    for task, found in figures["tasks"].items():
+        lost = points_lost(found)
+        rows.append(
+            [
+                task,
+                found["circuit"],
+                str(found["texts"]),
+                f"{found['simulator']:.4f}",
+                f"{found['raw']:.4f}",
+                f"**{found['corrected']:.4f}**",
+                f"{lost:.1f} points, {'met' if lost <= TARGET_POINTS else '**missed**'}",
+                f"{found['disagreement']:.1%}",
+            ]
+        )
+    head = ["task", "circuit", "texts", "simulator", "raw", "corrected", "lost after correction", "other label"]
+    return markdown(head, rows)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -170,6 +193,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "accuracy": accuracy_table,
     "speed": speed_table,
     "embedder": embedder_table,
+    "hardware": hardware_table,
     "settings": settings_table,
 }
 

@@ -60,6 +60,7 @@ async def check(
     *,
     shots: int,
     chain_length: int = 11,
+    chain: tuple[int, ...] | None = None,
     timeout_seconds: float = 600.0,
     poll_seconds: float = 1.0,
     progress: Callable[[str], None] = lambda line: None,
@@ -70,6 +71,7 @@ async def check(
         provider: Is left open.
         shots: Of a job's circuits.
         chain_length: Qubits of a job's circuits.
+        chain: Physical qubits to use instead of the best chain; at least as many.
         timeout_seconds: How long to wait for the circuit before it is cancelled.
         poll_seconds: Until the first look at it; the next ones come more and more rarely.
         progress: Told what is being done, a line each.
@@ -91,14 +93,14 @@ async def check(
     limits = await asked("limits", provider.limits())
     if limits is not None:
         findings += _of_limits(limits, shots, chain_length)
-    calibration = await asked("calibration", _calibration(provider, chain_length))
-    chain = None
+    calibration = await asked("calibration", _calibration(provider, chain_length, chain))
+    used = None
     if calibration is not None:
-        finding, chain = calibration
+        finding, used = calibration
         findings.append(finding)
     if limits is None or not all(finding.ok for finding in findings):
         return [*findings, Finding("circuit", False, "not run, for what is wrong above")]
-    program = Program(asymmetric_circuit(chain_length), least_shots(limits), chain)
+    program = Program(asymmetric_circuit(chain_length), least_shots(limits), used)
     measured = await asked("circuit", _run(provider, program, timeout_seconds, poll_seconds, progress))
     if measured is not None:
         findings += _of_run(program, measured)
@@ -170,8 +172,13 @@ def _of_limits(limits: Limits, shots: int, n_qubits: int) -> list[Finding]:
     ]
 
 
-async def _calibration(provider: Provider, chain_length: int) -> tuple[Finding, tuple[int, ...] | None]:
+async def _calibration(
+    provider: Provider, chain_length: int, chain: tuple[int, ...] | None
+) -> tuple[Finding, tuple[int, ...] | None]:
     device = await provider.device()
+    if chain is not None:
+        calibration = "none is published" if device is None else device.calibration_id
+        return Finding("calibration", True, f"{calibration}, chain as set {_list(chain)}"), chain[:chain_length]
     if device is None:
         return Finding("calibration", True, "none is published; the provider places the circuits"), None
     try:

@@ -111,7 +111,10 @@ async def _check(settings: Settings) -> int:
     provider = make_provider(settings.quafu_provider, settings.quafu_url, settings.token(), settings.quafu_device)
     try:
         findings = await check(
-            provider, shots=settings.shots, progress=lambda line: print(f"... {line}", file=sys.stderr, flush=True)
+            provider,
+            shots=settings.shots,
+            chain=settings.chain,
+            progress=lambda line: print(f"... {line}", file=sys.stderr, flush=True),
         )
     finally:
         await provider.close()
