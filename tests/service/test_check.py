@@ -274,3 +274,11 @@ async def test_progress_is_told_line_by_line() -> None:
 def test_a_table_has_a_line_for_each_finding() -> None:
     findings = [Finding("account", True, "Ada"), Finding("bit order", False, "the bit order is reversed")]
     assert table(findings) == "ok    account    Ada\nFAIL  bit order  the bit order is reversed"
+
+
+async def test_chain_that_is_set_is_used_whatever_the_calibration_says() -> None:
+    provider = FakeProvider()
+    findings = await check(provider, shots=10_240, chain=tuple(range(40, 52)))
+    assert [program.chain for program in provider.programs] == [tuple(range(40, 51))]
+    (calibration,) = [finding for finding in findings if finding.what == "calibration"]
+    assert "chain as set" in calibration.found

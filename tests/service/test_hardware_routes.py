@@ -18,6 +18,7 @@ from hardware import FakeProvider
 from pydantic import SecretStr
 from serving import N_QUBITS, TASKS, client_of, parts_of, running
 
+from service.hardware.connection import connect
 from service.hardware.execution import Executor
 from service.providers.base import RejectedError, UnreachableError
 from service.settings import Settings
@@ -447,3 +448,21 @@ async def test_counts_of_an_earlier_calibration_can_be_made_to_miss(bundles_dir:
         assert hardware is not None
         await hardware.store.note_calibration("cal-2")
         assert (await ask(client, "a text")).status_code == 202
+
+
+async def test_text_itself_is_nowhere_in_redis(
+    app: FastAPI, client: httpx.AsyncClient, provider: FakeProvider, redis_url: str
+) -> None:
+    secret = "a secret that nobody else may read"
+    await ask(client, secret)
+    await finish(worker_of(app, provider))
+    async with connect(redis_url) as redis:
+        found = []
+        async for key in redis.scan_iter():
+            kind = await redis.type(key)
+            value = await (
+                redis.hgetall(key) if kind == "hash" else redis.get(key) if kind == "string" else redis.ttl(key)
+            )
+            found.append(f"{key} {value}")
+    assert any(N_QUBITS * "0" in line for line in found)
+    assert not any("secret that" in line for line in found)
