@@ -90,6 +90,7 @@ def _hardware(settings: Settings, redis_url: str) -> Hardware:
         redis,
         target(settings.quafu_provider, settings.quafu_url, settings.quafu_device),
         job_ttl_seconds=settings.job_ttl_seconds,
+        deadline_seconds=settings.job_deadline_seconds,
         max_pending=settings.max_queued_circuits,
     )
     # A subscription waits for messages without end, which the other client's time-outs would not let it.

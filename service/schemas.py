@@ -150,7 +150,7 @@ class HardwareResult(Result):
         "labels an upper bound."
     )
     calibration_id: str | None = Field(description="The device's calibration under which it ran.")
-    executed_at: AwareDatetime
+    executed_at: AwareDatetime = Field(description="When it ran; where the provider does not say, when it was fetched.")
 
 
 class Timing(BaseModel):
@@ -221,8 +221,8 @@ class Held(BaseModel):
     """Why an unfinished job does not go on."""
 
     reason: str = Field(
-        description="`provider-unreachable`, `quota-exhausted`, `device-offline`, `operator-needed` or "
-        "`malformed-answer`."
+        description="`provider-unreachable`, `quota-exhausted`, `device-offline`, `operator-needed`, "
+        "`malformed-answer` or `lost-by-provider`."
     )
     detail: str
     until: AwareDatetime = Field(description="When it is tried again.")

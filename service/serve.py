@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from service.app import create_app
 from service.embedded import Children, embedded_redis
 from service.errors import AddressError
+from service.providers.make import make_provider
 from service.settings import Settings
 from service.state import AppState
 
@@ -78,7 +79,12 @@ async def _hardware(settings: Settings) -> AsyncIterator[Settings]:
     else:
         async with embedded_redis(settings.state_dir) as redis_url, Children() as children:
             own = {"QD_REDIS_URL": redis_url}
-            if emulated:
+            if not emulated:
+                # What the worker would fail on again and again is better said once, here.
+                await make_provider(
+                    settings.quafu_provider, settings.quafu_url, settings.token(), settings.quafu_device
+                ).close()
+            else:
                 port = _free_port()
                 own |= {"QD_QUAFU_URL": f"http://{_LOOPBACK}:{port}", "QD_QUAFU_TOKEN": f"qf_{secrets.token_hex(16)}"}
                 await children.start("emulator", _command("emulator", "--port", str(port)), os.environ | own)
@@ -121,7 +127,9 @@ class _Server(uvicorn.Server):
 def _listener(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.socket(family)
+        # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it, every answer on a connection
+        # that is kept open waits for the client's delayed acknowledgement, 40 ms.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

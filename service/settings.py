@@ -19,7 +19,11 @@ from service.providers.base import ProviderName
 # What every Quafu device is reported to take; its own limits are read before anything is sent.
 SHOTS_STEP = 1024
 MAX_SHOTS = 102_400
+# Circuits of fewer qubits use the front of the chain, so that the readout errors of these are known to all of them.
+CHAIN_QUBITS = 11
 _PREFIX = "QD_"
+# Tokens, and addresses that may hold a password.
+_SECRETIVE = frozenset({"redis_url", "quafu_url", "quafu_token", "quafu_token_file"})
 
 
 class Settings(BaseSettings):
@@ -91,7 +95,7 @@ class Settings(BaseSettings):
     )
     quafu_chain: str = Field(
         default="",
-        pattern=r"^(\d+(,\d+)*)?$",
+        pattern=r"^(\d{1,6}(,\d{1,6})*)?$",
         description="Physical qubits to use instead of the best chain, in its order: `124,125,...`.",
     )
     shots: int = Field(
@@ -129,7 +133,8 @@ class Settings(BaseSettings):
         ge=0,
         le=604_800,
         description="How old measured readout errors may become before they are measured again, with two circuits; "
-        "0 measures none, and nothing is corrected. A new calibration of the device is followed by a measurement too.",
+        "0 measures none, and nothing is corrected. A new calibration of the device is followed by a measurement too. "
+        "Without a chain (`server`, or no calibration and no `QD_QUAFU_CHAIN`) there is none.",
     )
     worker_concurrency: int = Field(
         default=20, ge=1, le=90, description="Most steps that one worker has under way at once."
@@ -167,10 +172,19 @@ class Settings(BaseSettings):
         try:
             token = self.quafu_token_file.read_text().strip()
         except OSError as exc:
-            raise SettingsError(f"QD_QUAFU_TOKEN_FILE: cannot read {self.quafu_token_file}: {exc.strerror}") from exc
+            # Not which file: a token that was put there by mistake would be shown.
+            raise SettingsError(f"QD_QUAFU_TOKEN_FILE: cannot read the file: {exc.strerror}") from exc
         if not token:
-            raise SettingsError(f"QD_QUAFU_TOKEN_FILE: {self.quafu_token_file} is empty")
+            raise SettingsError("QD_QUAFU_TOKEN_FILE: the file is empty")
         return token
+
+    @field_validator("quafu_chain")
+    @classmethod
+    def _is_a_chain(cls, value: str) -> str:
+        qubits = value.split(",") if value else []
+        if value and (len(qubits) < CHAIN_QUBITS or len({int(qubit) for qubit in qubits}) < len(qubits)):
+            raise ValueError(f"expected at least {CHAIN_QUBITS} different qubits")
+        return value
 
     @field_validator("quafu_url")
     @classmethod
@@ -230,8 +244,11 @@ def _variable(name: str) -> str:
 
 
 def _line(location: tuple[int | str, ...], message: str, found: Any) -> str:
+    """An error in one line; what was found is left out where it may hold a secret."""
     # A check across fields has no location and names its variables itself.
     if not location:
         return message.removeprefix("Value error, ")
     said = message.removeprefix("Value error, ")
-    return f"{_variable(str(location[0]))} is {str(found)!r}: {said[:1].lower()}{said[1:]}"
+    name = str(location[0])
+    shown = "" if name in _SECRETIVE else f" is {str(found)!r}"
+    return f"{_variable(name)}{shown}: {said[:1].lower()}{said[1:]}"

@@ -9,6 +9,8 @@ from service.errors import SettingsError
 from service.hardware.cache import Cache
 from service.hardware.connection import connect
 from service.hardware.execution import Executor
+from service.hardware.placing import layout
+from service.hardware.readout import ReadoutSchedule
 from service.hardware.store import Store
 from service.hardware.target import target
 from service.jobs import run_worker
@@ -28,15 +30,25 @@ async def work(settings: Settings) -> None:
     on = target(settings.quafu_provider, settings.quafu_url, settings.quafu_device)
     provider = make_provider(settings.quafu_provider, settings.quafu_url, settings.token(), settings.quafu_device)
     redis = connect(redis_url)
-    store = Store(redis, on, job_ttl_seconds=settings.job_ttl_seconds, max_pending=settings.max_queued_circuits)
+    store = Store(
+        redis,
+        on,
+        job_ttl_seconds=settings.job_ttl_seconds,
+        deadline_seconds=settings.job_deadline_seconds,
+        max_pending=settings.max_queued_circuits,
+    )
     executor = Executor(
         store,
         Cache(redis, settings.cache_ttl_seconds),
         provider,
-        compiler=settings.quafu_compiler,
-        chain=settings.chain,
         deadline_seconds=settings.job_deadline_seconds,
-        readout_seconds=settings.readout_seconds,
+        shots=settings.shots,
+    )
+    readouts = ReadoutSchedule(
+        store,
+        provider,
+        layout=layout(settings.quafu_compiler, settings.chain),
+        interval_seconds=settings.readout_seconds,
         shots=settings.shots,
     )
     stopping = asyncio.Event()
@@ -48,6 +60,7 @@ async def work(settings: Settings) -> None:
             redis_url,
             on,
             executor,
+            readouts,
             concurrency=settings.worker_concurrency,
             lease_seconds=settings.worker_lease_seconds,
             micro_batch_seconds=settings.micro_batch_seconds,

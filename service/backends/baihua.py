@@ -10,9 +10,10 @@ from models.circuit import Circuit
 from service.backends.base import Measurement, Pending, Work
 from service.batching import Batcher
 from service.errors import CircuitRejectedError, OverloadedError, ShotsError
-from service.hardware.answers import hardware_result
 from service.hardware.cache import Cache
+from service.hardware.placing import layout
 from service.hardware.records import CountsRecord, Head, Item, JobSpec, Readout
+from service.hardware.results import hardware_result
 from service.hardware.store import Draft, Store
 from service.hardware.target import fingerprint
 from service.registry import LoadedBundle
@@ -52,11 +53,12 @@ class Baihua:
         begun = perf_counter()
         angles = await self._cache.settle_angles(bundle.id, work.texts, evaluation.angles)
         epoch = await self._store.calibration() if self._settings.cache_by_calibration else ""
+        placing = layout(self._settings.quafu_compiler, self._settings.chain)
         circuits: dict[str, Circuit] = {}
         shas = []
         for row in angles:
             circuit = bundle.student.bound_circuit(row)
-            sha = fingerprint(circuit, shots, self._store.target, self._settings.quafu_compiler, epoch)
+            sha = fingerprint(circuit, shots, self._store.target, placing, epoch)
             circuits[sha] = circuit
             shas.append(sha)
         found = await self._cache.counts(circuits)
@@ -78,7 +80,7 @@ class Baihua:
             items=[item.model_copy(update={"result": results.get((item.sha, item.truncated))}) for item in items],
         )
         bodies = {sha: json.dumps(circuit.to_json()) for sha, circuit in missing.items()}
-        job = await self._store.create(Draft(bundle.task, bundle.id, spec, bodies))
+        job = await self._store.create(Draft(bundle.task, bundle.id, spec, placing, bodies))
         if job is None:
             raise OverloadedError(
                 f"{len(missing)} circuits were sent to a queue without room for them, expected at most "

@@ -106,9 +106,11 @@ class JobSpec(Record):
 
     Attributes:
         head: None for a measurement of readout errors, whose two items are |0...0> and |1...1>.
+        calibration_id: The device's calibration when such a measurement was asked for.
     """
 
     head: Head | None
+    calibration_id: str | None = None
     top_k: int | None
     shots: int
     items: list[Item]
@@ -181,6 +183,7 @@ class Run(Record):
 
     Attributes:
         circuit: Its JSON.
+        layout: How it is laid on the chip; see `service.hardware.placing`.
         batch: Token of the batch it travels in.
         abandoned: Whether every job that waited for it was cancelled.
         problem: Why it failed, as a problem document.
@@ -190,6 +193,7 @@ class Run(Record):
     sha: str
     status: Status
     circuit: str
+    layout: str
     shots: int
     created_at: float
     batch: str | None
@@ -213,17 +217,25 @@ class Batch(Record):
 
     Attributes:
         token: Names the submission to the provider; a UUID.
-        chain: Physical qubits as they were sent, None if the provider places the circuits.
+        sent_at: When the stage `sending` began.
+        chain: The device's best chain then; None if there was none.
         parts: Shots of the pieces that each of its runs was split into.
         attempts: Calls that failed since the last one that did not.
+        unreadable: How often its result could not be read.
+        lost_at: Since when the provider has not known it; None if it does.
+        cancelled: Whether this service asked the provider to cancel it.
     """
 
     token: str
     runs: list[str]
     stage: BatchStage
     created_at: float
+    sent_at: float | None
     submitted_at: float | None
     chain: tuple[int, ...] | None
     parts: list[list[int]]
     provider_job: str | None
     attempts: int
+    unreadable: int
+    lost_at: float | None
+    cancelled: bool

@@ -4,7 +4,7 @@ Every script takes one key, the target's prefix, and one argument, a JSON object
 may have been lost. Keys below the prefix:
 
     job:<id>            hash: fields of `Job`; `at:<status>` when it was entered, `result:<i>` and `error:<i>`
-    jobs:<status>       sorted set of job ids by creation
+    jobs:<status>       sorted set of job ids by creation; also jobs:<status>:<task>
     run:<id>            hash: fields of `Run`
     run:<id>:jobs       set of the jobs that wait for it
     inflight            hash: fingerprint to the run that is not final
@@ -26,8 +26,13 @@ local function move(id, status)
   if not old or rank[status] <= rank[old] then return 0 end
   redis.call('HSET', job, 'status', status, 'at:' .. status, a.now)
   redis.call('HDEL', job, 'hold')
-  redis.call('ZREM', p .. 'jobs:' .. old, id)
-  redis.call('ZADD', p .. 'jobs:' .. status, redis.call('HGET', job, 'created_at'), id)
+  local created, task = redis.call('HGET', job, 'created_at'), redis.call('HGET', job, 'task')
+  for _, suffix in ipairs({'', ':' .. task}) do
+    redis.call('ZREM', p .. 'jobs:' .. old .. suffix, id)
+    redis.call('ZADD', p .. 'jobs:' .. status .. suffix, created, id)
+    -- Jobs so old have ended and expired.
+    redis.call('ZREMRANGEBYSCORE', p .. 'jobs:' .. status .. suffix, '-inf', tonumber(a.now) - a.run_ttl)
+  end
   if rank[status] == 3 then redis.call('EXPIRE', job, a.ttl) end
   redis.call('PUBLISH', p .. 'events', id)
   return 1
@@ -38,8 +43,8 @@ local function finish(id, status)
   local sha = redis.call('HGET', run, 'sha')
   redis.call('HSET', run, 'status', status)
   if redis.call('HGET', p .. 'inflight', sha) == id then redis.call('HDEL', p .. 'inflight', sha) end
-  redis.call('EXPIRE', run, a.ttl)
-  redis.call('EXPIRE', run .. ':jobs', a.ttl)
+  redis.call('EXPIRE', run, a.run_ttl)
+  redis.call('EXPIRE', run .. ':jobs', a.run_ttl)
 end
 """
 
@@ -61,7 +66,7 @@ for _, run in ipairs(a.runs) do
   if not id then
     id = run.id
     redis.call('HSET', p .. 'run:' .. id, 'id', id, 'sha', run.sha, 'status', 'queued', 'circuit', run.circuit,
-      'shots', run.shots, 'created_at', a.now)
+      'shots', run.shots, 'layout', run.layout, 'created_at', a.now)
     redis.call('HSET', p .. 'inflight', run.sha, id)
     redis.call('RPUSH', p .. 'pending', id)
   end
@@ -72,6 +77,7 @@ end
 redis.call('HSET', job, 'status', 'queued', 'at:queued', a.now, 'created_at', a.now, 'runs', cjson.encode(runs))
 for field, value in pairs(a.job) do redis.call('HSET', job, field, value) end
 redis.call('ZADD', p .. 'jobs:queued', a.now, a.id)
+redis.call('ZADD', p .. 'jobs:queued:' .. a.job.task, a.now, a.id)
 return 1
 """
 )
@@ -112,15 +118,16 @@ return 1
 """
 )
 
-# End a run; from then on no job comes to wait for it. A run that was cancelled although one had goes back into the
-# queue. {now, ttl, run, status, problem}; the jobs that wait for it, also when it had ended before.
+# End a run of a batch; from then on no job comes to wait for it. A run that was cancelled although one had goes back
+# into the queue, and is that batch's no more. {now, ttl, run_ttl, run, batch, status, problem}; the jobs that wait for
+# it, also when it had ended before.
 FINISH = (
     _PRELUDE
     + """
 local run = p .. 'run:' .. a.run
 local jobs = redis.call('SMEMBERS', run .. ':jobs')
 local status = redis.call('HGET', run, 'status')
-if not status then return {} end
+if not status or redis.call('HGET', run, 'batch') ~= a.batch then return {} end
 if rank[status] == 3 then return jobs end
 if a.status == 'cancelled' and #jobs > 0 then
   redis.call('HSET', run, 'status', 'queued')
@@ -131,6 +138,30 @@ end
 redis.call('HSET', run, 'problem', a.problem)
 finish(a.run, a.status)
 return jobs
+"""
+)
+
+# Take a batch from its intent to its sending; only one worker does. {now, token, sender, fields}; 1 for that one.
+SEND = (
+    _PRELUDE
+    + """
+local batch = p .. 'batch:' .. a.token
+if redis.call('HGET', batch, 'sender') == a.sender then return 1 end
+if redis.call('HGET', batch, 'stage') ~= 'intent' then return 0 end
+for field, value in pairs(a.fields) do redis.call('HSET', batch, field, value) end
+redis.call('HSET', batch, 'stage', 'sending', 'sender', a.sender, 'sent_at', a.now)
+return 1
+"""
+)
+
+# Change fields of a batch that is still there. {now, token, fields}.
+UPDATE = (
+    _PRELUDE
+    + """
+local batch = p .. 'batch:' .. a.token
+if redis.call('EXISTS', batch) == 0 then return 0 end
+for field, value in pairs(a.fields) do redis.call('HSET', batch, field, value) end
+return 1
 """
 )
 
@@ -149,11 +180,11 @@ return 1
 """
 )
 
-# Move a job on; it never goes back, and never on from an end. {now, ttl, id, status}; 1 if it moved.
+# Move a job on; it never goes back, and never on from an end. {now, ttl, run_ttl, id, status}; 1 if it moved.
 MOVE = _PRELUDE + "return move(a.id, a.status)"
 
 # Cancel a job. Runs that nobody waits for any more leave the queue, or are marked if they have left it already.
-# {now, ttl, id}; 1 if it was cancelled, 0 if it had ended before.
+# {now, ttl, run_ttl, id}; 1 if it was cancelled, 0 if it had ended before.
 CANCEL = (
     _PRELUDE
     + """

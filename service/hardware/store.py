@@ -24,8 +24,7 @@ from service.schemas import HardwareResult
 
 _HISTORY = 100
 _HEARTBEAT_SECONDS = 30
-# A run or batch outlives the last job that may ask for it.
-_RUN_TTL_FACTOR = 2
+_NAMES = ("CREATE", "CLAIM", "SPLIT", "SEND", "UPDATE", "MARK", "FINISH", "MOVE", "CANCEL")
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class Draft:
     """A job to be created.
 
     Attributes:
+        layout: How its circuits are laid on the chip.
         circuits: JSON of the bound circuit of each fingerprint that must be run.
     """
 
     task: str
     bundle: str
     spec: JobSpec
+    layout: str
     circuits: Mapping[str, str]
 
 
@@ -49,31 +50,38 @@ class Store:
         redis: Decodes its answers.
         target: What they run on.
         job_ttl_seconds: How long a job is kept once it has ended.
+        deadline_seconds: How long a job may take. A run is kept for so much longer than a job, as it may end before
+            the others of its job.
         max_pending: Most runs that wait for a batch.
     """
 
-    def __init__(self, redis: Redis, target: Target, *, job_ttl_seconds: int, max_pending: int) -> None:
+    def __init__(
+        self, redis: Redis, target: Target, *, job_ttl_seconds: int, deadline_seconds: int, max_pending: int
+    ) -> None:
         self.target = target
         self.max_pending = max_pending
         self._redis = redis
         self._prefix = target.prefix
-        self.job_ttl_seconds = job_ttl_seconds
-        self._scripts = {
-            name: redis.register_script(getattr(scripts, name))
-            for name in ("CREATE", "CLAIM", "SPLIT", "MARK", "FINISH", "MOVE", "CANCEL")
-        }
+        self._job_ttl = job_ttl_seconds
+        self._run_ttl = job_ttl_seconds + deadline_seconds
+        self._scripts = {name: redis.register_script(getattr(scripts, name)) for name in _NAMES}
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
-    async def create(self, draft: Draft) -> Job | None:
-        """Store a job and queue its circuits, those that are under way already only once; None if the queue is full."""
-        job_id = uuid.uuid4().hex
+    async def create(self, draft: Draft, job_id: str | None = None) -> Job | None:
+        """Store a job and queue its circuits, those that are under way already only once; None if the queue is full.
+
+        Args:
+            job_id: Its id; a new one without it.
+        """
+        job_id = job_id or uuid.uuid4().hex
         created = await self._run(
             "CREATE",
             id=job_id,
             job={"id": job_id, "task": draft.task, "bundle": draft.bundle, "spec": draft.spec.model_dump_json()},
             runs=[
                 {"sha": sha, "id": uuid.uuid4().hex, "circuit": circuit, "shots": draft.spec.shots}
+                | {"layout": draft.layout}
                 for sha, circuit in draft.circuits.items()
             ],
             max_pending=self.max_pending,
@@ -98,23 +106,17 @@ class Store:
             limit: Most of them.
             before: Only those created earlier.
         """
-        found: list[Job] = []
-        upper = "+inf" if before is None else f"({before!r}"
-        ids: list[tuple[float, str]] = []
+        newest = "+inf" if before is None else f"({before!r}"
+        suffix = f":{task}" if task else ""
+        found: list[tuple[float, str]] = []
         for one in [status] if status else list(Status):
+            key = f"{self._jobs_key(one)}{suffix}"
             pairs: Any = await self._redis.zrange(
-                self._jobs_key(one), upper, "-inf", desc=True, byscore=True, offset=0, num=-1, withscores=True
+                key, newest, "-inf", desc=True, byscore=True, offset=0, num=limit, withscores=True
             )
-            ids += [(float(created_at), str(job_id)) for job_id, created_at in pairs]
-        for _, job_id in sorted(ids, reverse=True):
-            if len(found) == limit:
-                break
-            job = await self.job(job_id)
-            if job is None:
-                await self._forget(job_id)
-            elif task is None or job.task == task:
-                found.append(job)
-        return found
+            found += [(float(created_at), str(job_id)) for job_id, created_at in pairs]
+        jobs = [await self.job(job_id) for _, job_id in sorted(found, reverse=True)[:limit]]
+        return [job for job in jobs if job is not None]
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job; False if it had ended before."""
@@ -140,11 +142,11 @@ class Store:
                 await self._redis.hset(job, "hold", hold.model_dump_json())
                 await self._redis.publish(self.events_channel, job_id)
 
-    async def forget_ended(self, created_before: float) -> None:
-        """Take ended jobs that were created earlier out of the lists; the jobs themselves expire."""
-        for status in Status:
-            if status.is_final:
-                await self._redis.zremrangebyscore(self._jobs_key(status), "-inf", created_before)
+    async def release(self, runs: Sequence[Run]) -> None:
+        """Tell the jobs that wait for runs that they go on."""
+        for job_id in await self.waiting_for(runs):
+            if await self._redis.hdel(self._key("job", job_id), "hold"):
+                await self._redis.publish(self.events_channel, job_id)
 
     @property
     def events_channel(self) -> str:
@@ -171,13 +173,17 @@ class Store:
         """Note how far runs are at the provider; they never go back."""
         await self._run("MARK", runs=[run.id for run in runs], status=status, provider_job=provider_job)
 
-    async def finish_run(self, run: Run, status: Status, problem: Mapping[str, Any] | None = None) -> list[str]:
+    async def finish_run(
+        self, run: Run, token: str, status: Status, problem: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """End a run; returns the jobs that wait for it, also when it had ended before.
 
         Args:
+            token: The batch that ends it; a run that is another's by now is left alone.
             problem: Why it failed, as a problem document.
         """
-        return list(await self._run("FINISH", run=run.id, status=status, problem=json.dumps(problem)))
+        arguments = {"run": run.id, "batch": token, "status": status, "problem": json.dumps(problem)}
+        return list(await self._run("FINISH", **arguments))
 
     async def n_pending(self) -> int:
         """How many runs wait for a batch."""
@@ -201,23 +207,28 @@ class Store:
         fields = _text(await self._redis.hgetall(self._key("batch", token)))
         return _batch(fields) if fields else None
 
+    async def is_open(self, token: str) -> bool:
+        """Whether somebody has to move a batch on."""
+        return await self._redis.zscore(f"{self._prefix}batches", token) is not None
+
+    async def begin_sending(self, batch: Batch, sender: str) -> bool:
+        """Take a batch from `intent` to `sending` as it is here; False if another worker has.
+
+        Args:
+            sender: Names this attempt and no other.
+        """
+        return bool(await self._run("SEND", token=batch.token, sender=sender, fields=_fields(batch)))
+
     async def update(self, batch: Batch) -> None:
-        """Store what has changed of a batch."""
-        fields: dict[str | bytes | bytearray | memoryview[int] | int | float, Any] = {
-            "stage": batch.stage.value,
-            "submitted_at": "" if batch.submitted_at is None else repr(batch.submitted_at),
-            "runs": json.dumps(batch.runs),
-            "chain": json.dumps(batch.chain),
-            "parts": json.dumps(batch.parts),
-            "provider_job": batch.provider_job or "",
-            "attempts": batch.attempts,
-        }
-        await self._redis.hset(self._key("batch", batch.token), mapping=fields)
+        """Store what has changed of a batch, if it is still there."""
+        # Whoever goes back to the intent is no longer its sender.
+        stage = {"stage": batch.stage.value} | ({"sender": ""} if batch.stage is BatchStage.INTENT else {})
+        await self._run("UPDATE", token=batch.token, fields=_fields(batch) | stage)
 
     async def close(self, batch: Batch) -> None:
         """Forget an open batch; every run of it has ended or is queued again."""
         await self._redis.zrem(f"{self._prefix}batches", batch.token)
-        await self._redis.expire(self._key("batch", batch.token), self.job_ttl_seconds * _RUN_TTL_FACTOR)
+        await self._redis.expire(self._key("batch", batch.token), self._run_ttl)
 
     # --- facts about the target -------------------------------------------------------------------------------
 
@@ -239,24 +250,10 @@ class Store:
         """How long the last runs took, in seconds, sorted."""
         return sorted(float(value) for value in await self._redis.lrange(f"{self._prefix}history", 0, -1))
 
-    async def eta(self, job: Job) -> float | None:
-        """When a job will probably be done: the median of past runs, or the ninetieth percentile of them if that has
-        passed; None without a history, or if the job takes longer than nearly all before it."""
-        durations = await self.durations()
-        if job.status.is_final or not durations:
-            return None
-        median, late = statistics.median(durations), durations[int(0.9 * (len(durations) - 1))]
-        for expected in (median, late):
-            if job.created_at + expected > time():
-                return job.created_at + expected
-        return None
-
     async def keep_readout(self, readout: Readout) -> None:
         """Store measured readout errors as those of their calibration, and as the newest."""
         value = readout.model_dump_json()
-        await self._redis.set(
-            self._readout_key(readout.calibration_id), value, ex=self.job_ttl_seconds * _RUN_TTL_FACTOR
-        )
+        await self._redis.set(self._readout_key(readout.calibration_id), value, ex=self._run_ttl)
         await self._redis.set(f"{self._prefix}readout", value)
 
     async def readout(self, calibration_id: str | None) -> Readout | None:
@@ -267,9 +264,14 @@ class Store:
         """The readout errors measured last; None if none ever were."""
         return _readout(await self._redis.get(f"{self._prefix}readout"))
 
-    async def begin_readout(self, epoch: str, seconds: int) -> bool:
-        """Whether this is the first to measure the readout errors of an epoch, which ends after some seconds."""
-        return bool(await self._redis.set(f"{self._prefix}readout:begun:{epoch}", "1", nx=True, ex=seconds))
+    async def readout_job(self) -> Job | None:
+        """The last measurement of readout errors; None if there was none, or its job is gone."""
+        job_id = await self._redis.get(f"{self._prefix}readout:job")
+        return None if job_id is None else await self.job(str(job_id))
+
+    async def note_readout_job(self, job_id: str) -> None:
+        """Remember the measurement that is about to be created."""
+        await self._redis.set(f"{self._prefix}readout:job", job_id)
 
     async def note_calibration(self, calibration_id: str | None) -> None:
         """Remember the device's current calibration."""
@@ -283,7 +285,7 @@ class Store:
 
     async def _run(self, name: str, **arguments: Any) -> Any:
         # Numbers that must stay exact go as text: the scripts' JSON has fourteen digits.
-        payload = {"now": repr(time()), "ttl": self.job_ttl_seconds, **arguments}
+        payload = {"now": repr(time()), "ttl": self._job_ttl, "run_ttl": self._run_ttl, **arguments}
         return await self._scripts[name](keys=[self._prefix], args=[json.dumps(payload)])
 
     def _key(self, kind: str, name: str) -> str:
@@ -301,9 +303,41 @@ class Store:
             pipeline.hget(self._key("run", run_id), "provider_job")
         return list(dict.fromkeys(job for job in await pipeline.execute() if job))
 
-    async def _forget(self, job_id: str) -> None:
-        for status in Status:
-            await self._redis.zrem(self._jobs_key(status), job_id)
+
+def eta(job: Job, durations: Sequence[float]) -> float | None:
+    """When a job will probably be done: the median of past runs, or their ninetieth percentile if that has passed.
+
+    Args:
+        durations: Of past runs, in seconds, sorted.
+
+    Returns:
+        None without a history, or if the job takes longer than nearly all before it.
+    """
+    if job.status.is_final or not durations:
+        return None
+    for expected in (statistics.median(durations), durations[int(0.9 * (len(durations) - 1))]):
+        if job.created_at + expected > time():
+            return job.created_at + expected
+    return None
+
+
+def _fields(batch: Batch) -> dict[str, str]:
+    """What may change of a batch, its stage apart."""
+    return {
+        "runs": json.dumps(batch.runs),
+        "chain": json.dumps(batch.chain),
+        "parts": json.dumps(batch.parts),
+        "provider_job": batch.provider_job or "",
+        "submitted_at": _seconds(batch.submitted_at),
+        "attempts": str(batch.attempts),
+        "unreadable": str(batch.unreadable),
+        "lost_at": _seconds(batch.lost_at),
+        "cancelled": "1" if batch.cancelled else "",
+    }
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else repr(value)
 
 
 def _text(fields: Mapping[Any, Any]) -> dict[str, str]:
@@ -345,6 +379,7 @@ def _run(fields: Mapping[str, str]) -> Run:
         sha=fields["sha"],
         status=Status(fields["status"]),
         circuit=fields["circuit"],
+        layout=fields["layout"],
         shots=int(fields["shots"]),
         created_at=float(fields["created_at"]),
         batch=fields.get("batch"),
@@ -354,15 +389,22 @@ def _run(fields: Mapping[str, str]) -> Run:
 
 
 def _batch(fields: Mapping[str, str]) -> Batch:
+    def seconds(name: str) -> float | None:
+        return float(fields[name]) if fields.get(name) else None
+
     chain = json.loads(fields.get("chain", "null"))
     return Batch(
         token=fields["token"],
         runs=json.loads(fields["runs"]),
         stage=BatchStage(fields["stage"]),
         created_at=float(fields["created_at"]),
-        submitted_at=float(fields["submitted_at"]) if fields.get("submitted_at") else None,
+        sent_at=seconds("sent_at"),
+        submitted_at=seconds("submitted_at"),
         chain=None if chain is None else tuple(chain),
         parts=json.loads(fields["parts"]),
         provider_job=fields.get("provider_job") or None,
         attempts=int(fields["attempts"]),
+        unreadable=int(fields.get("unreadable", "0")),
+        lost_at=seconds("lost_at"),
+        cancelled=bool(fields.get("cancelled")),
     )

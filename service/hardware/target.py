@@ -48,17 +48,17 @@ def target(provider: ProviderName, url: str | None, device: str) -> Target:
     return Target(provider, "loopback" if _is_loopback(host) else url.rstrip("/"), device)
 
 
-def fingerprint(circuit: Circuit, shots: int, on: Target, compiler: str, epoch: str = "") -> str:
+def fingerprint(circuit: Circuit, shots: int, on: Target, layout: str, epoch: str = "") -> str:
     """What is equal exactly for circuits whose counts can stand in for one another; 64 hexadecimal digits.
 
     Args:
         circuit: Bound; its angles count to twelve decimals.
         shots: Shots in total.
         on: Where it runs.
-        compiler: How it is laid out on the chip.
+        layout: How it is laid on the chip; see `service.hardware.placing`.
         epoch: Tells apart runs of one circuit that are meant to be repeated.
     """
-    return _sha256([SCHEMA_VERSION, to_qasm2(circuit), shots, asdict(on), compiler, epoch])
+    return _sha256([SCHEMA_VERSION, to_qasm2(circuit), shots, asdict(on), layout, epoch])
 
 
 def counts_key(sha: str) -> str:

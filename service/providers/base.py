@@ -36,7 +36,13 @@ class ProviderName(StrEnum):
 
 
 class ProviderError(Exception):
-    """Base of every error that a provider raises on purpose."""
+    """Base of every error that a provider raises on purpose.
+
+    Attributes:
+        reason: What a job is told that waits because of it.
+    """
+
+    reason: ClassVar[str]
 
 
 class HoldError(ProviderError):
@@ -46,8 +52,6 @@ class HoldError(ProviderError):
         detail: What the provider said, for the caller of the service.
         retry_after_seconds: When to try again, if the provider said so.
     """
-
-    reason: ClassVar[str]
 
     def __init__(self, detail: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(detail)
@@ -81,7 +85,7 @@ class OperatorNeededError(HoldError):
 class MalformedAnswerError(ProviderError):
     """The provider answered, but not with what its protocol says."""
 
-    reason: ClassVar[str] = "malformed-answer"
+    reason = "malformed-answer"
 
 
 class RefusalError(ProviderError):
@@ -94,6 +98,8 @@ class RejectedError(RefusalError):
 
 class LostJobError(RefusalError):
     """The provider does not know the job."""
+
+    reason = "lost-by-provider"
 
 
 class UncertainSubmitError(RefusalError):
@@ -152,12 +158,14 @@ class Measured:
         physical_qubits: Physical qubit of each qubit of the circuit; None if the provider does not say.
         calibration_id: The device's calibration it ran under; None if the provider does not say.
         emulated: Whether an emulator and no chip gave it, as the answer itself says.
+        executed_at: When it ran, in seconds since the epoch; None if the provider does not say.
     """
 
     counts: Mapping[str, int]
     physical_qubits: tuple[int, ...] | None
     calibration_id: str | None
     emulated: bool
+    executed_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -217,9 +225,11 @@ class Provider(Protocol):
 
     Attributes:
         repeatable: Whether a `submit` with the token of an earlier one finds that job and pays for no second one.
+        submit_seconds: The longest that a `submit` can last.
     """
 
     repeatable: bool
+    submit_seconds: float
 
     async def limits(self) -> Limits:
         """What the device takes now; may be a few minutes old."""

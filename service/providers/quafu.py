@@ -83,6 +83,7 @@ class QuafuProvider:
         self._device = device
         self._timeout_seconds = timeout_seconds
         self._submit_timeout_seconds = submit_timeout_seconds
+        self.submit_seconds = submit_timeout_seconds
         self._http = transport.HTTPTransport()
         self._threads = ThreadPoolExecutor(_THREADS, "quafu")
         self._closed = threading.Event()

@@ -111,10 +111,15 @@ class _Circuit(Answer):
     measurements: list[_Measurement] | None = None
 
 
+class _Execution(Answer):
+    finished_at: str | None = None
+
+
 class _Task(Answer):
     calibration: _CalibrationId | None = None
     circuit: _Circuit | None = None
     emulated: bool = False
+    execution: _Execution | None = None
 
 
 class _Qubit(Answer):
@@ -192,13 +197,17 @@ def _wait(retry_after: int | None, facts: Mapping[str, Any]) -> float | None:
     """Seconds until the quota is reset, as far as the platform says."""
     if retry_after is not None:
         return float(retry_after)
+    resets_at = _time(facts.get("resets_at"))
+    return None if resets_at is None else max(0.0, (resets_at - datetime.now(UTC)).total_seconds())
+
+
+def _time(text: object) -> datetime | None:
+    """A time that the platform says; None if it is none."""
     try:
-        resets_at = datetime.fromisoformat(facts["resets_at"])
-    except (KeyError, TypeError, ValueError):
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
         return None
-    if resets_at.tzinfo is None:
-        resets_at = resets_at.replace(tzinfo=_BEIJING)
-    return max(0.0, (resets_at - datetime.now(UTC)).total_seconds())
+    return found if found.tzinfo else found.replace(tzinfo=_BEIJING)
 
 
 def state_of(word: object) -> JobState:
@@ -232,11 +241,13 @@ def outcome_of(result: Any, program: Program, index: int) -> Outcome:
         if found != expected:
             raise MalformedAnswerError(f"{what}: {name} is {shown(found)}, expected {shown(expected)}")
     task = read(_Task, result.raw, what)
+    executed_at = _time(task.execution.finished_at) if task.execution else None
     return Measured(
         counts=result.reorder("c0_leftmost"),
         physical_qubits=_physical_qubits(task.circuit.measurements if task.circuit else None, n, what),
         calibration_id=task.calibration.id if task.calibration else None,
         emulated=task.emulated,
+        executed_at=executed_at.timestamp() if executed_at else None,
     )
 
 

@@ -76,6 +76,7 @@ class QuafuSqcProvider:
     repeatable = False
 
     def __init__(self, url: str | None, token: str, device: str, *, timeout_seconds: float = 30.0) -> None:
+        self.submit_seconds = timeout_seconds
         token = token.strip()
         # HTTP carries it in a header; httpx would quote one that it refuses.
         if not token or not token.isascii() or not token.isprintable():

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from redis.exceptions import RedisError
 
 from service.backends.base import Classification, Measurement, Pending, Work
 from service.errors import (
@@ -34,6 +35,7 @@ from service.errors import (
     document_response,
 )
 from service.hardware.records import Job, Status
+from service.hardware.store import Store, eta
 from service.logs import request_facts
 from service.middleware import CLASSIFY_ROUTE
 from service.openapi import problems
@@ -131,13 +133,12 @@ async def classify(
     answer = await unless_client_leaves(request, backend.classify(bundle, work))
     if isinstance(answer, Pending):
         assert state.hardware is not None
-        preferred = preferred_wait(prefer)
-        wait = wait_for_end(state, state.hardware, answer.job, query.wait or preferred or 0)
+        wait = query.wait if "wait" in query.model_fields_set else preferred_wait(prefer)
         begun = perf_counter()
-        job = await unless_client_leaves(request, wait)
-        if job.status is not Status.DONE:
-            return _unfinished(job, await state.hardware.store.eta(job))
+        job = await unless_client_leaves(request, wait_for_end(state, state.hardware, answer.job, wait))
         measured = [result for result in job.ordered_results if result is not None]
+        if job.status is not Status.DONE or len(measured) < len(body.inputs):
+            return _unfinished(job, await _expected(state.hardware.store, job))
         answer = Measurement(measured, answer.embed_seconds, perf_counter() - begun)
     timing = Timing(
         embed_ms=_milliseconds(answer.embed_seconds),
@@ -150,23 +151,31 @@ async def classify(
     return ClassifyResponse(results=results(answer, bundle.labels, body.top_k), **common)
 
 
-def _unfinished(job: Job, eta: float | None) -> Response:
+def _unfinished(job: Job, expected: float | None) -> Response:
     """202 with a job that brings the answer later; the problem that stands for one that has failed already."""
     location = {"Location": f"/jobs/{job.id}"}
     document = job_error(job)
     if document is not None:
         return document_response({**document, "job": job.id}, location)
-    headers = {**location, "Retry-After": str(retry_after(eta))}
-    return Response(job_body(job, eta).model_dump_json(), 202, headers=headers, media_type="application/json")
+    headers = location if job.status.is_final else {**location, "Retry-After": str(retry_after(expected))}
+    return Response(job_body(job, expected).model_dump_json(), 202, headers=headers, media_type="application/json")
 
 
-def preferred_wait(prefer: str | None) -> int | None:
-    """Seconds of `wait=N` in a Prefer header (RFC 7240), at most as many as a request may wait; None without it."""
+async def _expected(store: Store, job: Job) -> float | None:
+    """When a job will probably be done; None if Redis has gone meanwhile: the job itself is safe there."""
+    try:
+        return eta(job, await store.durations())
+    except RedisError:
+        return None
+
+
+def preferred_wait(prefer: str | None) -> int:
+    """Seconds of `wait=N` in a Prefer header (RFC 7240), at most as many as a request may wait; 0 without it."""
     for preference in (prefer or "").split(","):
         found = _PREFER_WAIT.fullmatch(preference.partition(";")[0].strip())
         if found:
             return min(int(found[1]), MAX_WAIT_SECONDS)
-    return None
+    return 0
 
 
 def results(answer: Classification, labels: list[str], top_k: int | None) -> list[Result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic, time
 from typing import Annotated
@@ -11,6 +12,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from redis.exceptions import RedisError
 
 from service.backends.base import BackendName
 from service.errors import (
@@ -19,8 +21,8 @@ from service.errors import (
     StoreUnavailableError,
     UnknownJobError,
 )
-from service.hardware.records import Job, Status
-from service.hardware.store import Store
+from service.hardware.records import Hold, Job, Status
+from service.hardware.store import Store, eta
 from service.hardware.watch import wait_for
 from service.openapi import problems
 from service.schemas import Change, Held, JobBody, JobList, JobQuery, JobsQuery
@@ -71,14 +73,17 @@ _JOB_PROBLEMS = problems(UnknownJobError, InvalidRequestError, BackendNotConfigu
     responses=problems(InvalidRequestError, BackendNotConfiguredError, StoreUnavailableError),
 )
 async def list_jobs(query: Annotated[JobsQuery, Query()], parts: Parts) -> JobList:
-    """Filtered by state and task; `next` is the path of the next page."""
+    """Filtered by state and task, without results; `next` is the path of the next page."""
     status = Status(query.status) if query.status else None
-    jobs = await parts.store.jobs(status, query.task, query.limit, query.before)
+    jobs = await parts.store.jobs(status, query.task, query.limit + 1, query.before)
     more = None
-    if len(jobs) == query.limit:
+    if len(jobs) > query.limit:
+        jobs = jobs[:-1]
         asked = {"status": query.status, "task": query.task, "limit": query.limit, "before": jobs[-1].created_at}
         more = "/jobs?" + urlencode({name: value for name, value in asked.items() if value is not None})
-    return JobList(jobs=[job_body(job, await parts.store.eta(job)) for job in jobs], next=more)
+    durations = await parts.store.durations()
+    bodies = [job_body(job, eta(job, durations)).model_copy(update={"results": None}) for job in jobs]
+    return JobList(jobs=bodies, next=more)
 
 
 @router.get("/{job_id}", summary="State and results of a job", responses=_JOB_PROBLEMS)
@@ -87,15 +92,16 @@ async def read_job(
 ) -> JobBody:
     """Results once it has ended; `wait` holds the answer until then, and no longer than it says."""
     job = await wait_for_end(state, parts, job, query.wait)
-    eta = await parts.store.eta(job)
+    expected = eta(job, await parts.store.durations())
     if not job.status.is_final:
-        response.headers["Retry-After"] = str(retry_after(eta))
-    return job_body(job, eta)
+        response.headers["Retry-After"] = str(retry_after(expected))
+    return job_body(job, expected)
 
 
 @router.delete("/{job_id}", summary="Cancel a job", responses=_JOB_PROBLEMS)
 async def cancel_job(job: KnownJob, parts: Parts) -> JobBody:
-    """Circuits that no other job waits for are cancelled at the provider too, while they wait there.
+    """Circuits that no other job waits for leave the queue. At the provider a job is cancelled while it waits there,
+    if nobody waits for any circuit that travels in it.
 
     A job that has ended stays as it is, so that cancelling twice is harmless.
     """
@@ -109,22 +115,25 @@ async def job_events(
     job: KnownJob,
     parts: Parts,
     state: State,
-    last_event_id: Annotated[int | None, Header(ge=0, description="Of the last event that arrived.")] = None,
+    last_event_id: Annotated[str, Header(description="Of the last event that arrived.")] = "",
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: each is the job as it is now, named by its state; the last is its end.
 
     An event's id is the number of states passed so far. After a lost connection, `Last-Event-ID` leaves out those
     that have arrived.
     """
-    sent = last_event_id or 0
+    sent = int(last_event_id) if last_event_id.isdecimal() and len(last_event_id) < 10 else 0
     hold = None
     async with parts.watch.on(job.id) as changed:
         while not state.draining:
             changed.clear()
-            job = await parts.store.job(job.id) or job
+            now = await parts.store.job(job.id)
+            if now is None:
+                return  # the store was emptied
+            job = now
             if len(job.changes) > sent or job.hold != hold:
                 sent, hold = len(job.changes), job.hold
-                body = job_body(job, await parts.store.eta(job))
+                body = job_body(job, eta(job, await parts.store.durations()))
                 yield ServerSentEvent(raw_data=body.model_dump_json(), event=job.status.value, id=str(sent))
             if job.status.is_final:
                 return
@@ -132,21 +141,23 @@ async def job_events(
 
 
 async def wait_for_end(state: AppState, parts: Hardware, job: Job, seconds: float) -> Job:
-    """The job once it has ended, or as it is after some seconds."""
+    """The job once it has ended, or as it was last known after some seconds."""
     deadline = monotonic() + seconds
     async with parts.watch.on(job.id) as changed:
         while not job.status.is_final and not state.draining and (left := deadline - monotonic()) > 0:
             await wait_for(changed, min(left, _LOOK_SECONDS))
             changed.clear()
-            job = await _read(parts.store, job.id)
+            # Redis may come back while there is time; the watch wakes us every second meanwhile.
+            with suppress(RedisError):
+                job = await _read(parts.store, job.id)
     return job
 
 
-def job_body(job: Job, eta: float | None) -> JobBody:
+def job_body(job: Job, expected: float | None) -> JobBody:
     """A job as callers see it.
 
     Args:
-        eta: When it will probably be done.
+        expected: When it will probably be done.
     """
     has_results = job.status.is_final and job.spec.head is not None
     return JobBody(
@@ -157,14 +168,18 @@ def job_body(job: Job, eta: float | None) -> JobBody:
         status=job.status.value,
         created_at=_at(job.created_at),
         changes=[Change(status=status.value, at=_at(at)) for status, at in job.changes.items()],
-        eta=None if eta is None else _at(eta),
-        held=job.hold and Held(reason=job.hold.reason, detail=job.hold.detail, until=_at(job.hold.until)),
+        eta=None if expected is None else _at(expected),
+        held=None if job.status.is_final else _held(job.hold),
         shots=job.spec.shots,
         n_texts=len(job.spec.items),
         provider_jobs=job.provider_jobs,
         results=job.ordered_results if has_results else None,
         error=job_error(job),
     )
+
+
+def _held(hold: Hold | None) -> Held | None:
+    return None if hold is None else Held(reason=hold.reason, detail=hold.detail, until=_at(hold.until))
 
 
 def job_error(job: Job) -> dict[str, object] | None:
@@ -174,12 +189,12 @@ def job_error(job: Job) -> dict[str, object] | None:
     return job.errors[min(job.errors)]
 
 
-def retry_after(eta: float | None) -> int:
+def retry_after(expected: float | None) -> int:
     """Seconds after which it makes sense to ask again."""
     least, most = _RETRY_SECONDS
-    if eta is None:
+    if expected is None:
         return _DEFAULT_RETRY_SECONDS
-    return min(max(math.ceil(eta - time()), least), most)
+    return min(max(math.ceil(expected - time()), least), most)
 
 
 async def _read(store: Store, job_id: str) -> Job:

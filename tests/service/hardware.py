@@ -42,16 +42,18 @@ def circuit(angle: float) -> Circuit:
     return Circuit(N_QUBITS, (Gate("rx", (0,), angle), Gate("cz", (0, 1)), Gate("cz", (1, 2))))
 
 
-def draft(target: Target, angles: Sequence[float], shots: int = SHOTS) -> Draft:
+def draft(target: Target, angles: Sequence[float], shots: int = SHOTS, layout: str = "chain") -> Draft:
     """A job with one text for each angle; equal angles are equal circuits."""
-    circuits = {fingerprint(circuit(a), shots, target, "chain"): circuit(a) for a in angles}
-    shas = [fingerprint(circuit(a), shots, target, "chain") for a in angles]
+    circuits = {fingerprint(circuit(a), shots, target, layout): circuit(a) for a in angles}
+    shas = [fingerprint(circuit(a), shots, target, layout) for a in angles]
     spec = JobSpec(head=HEAD, top_k=None, shots=shots, items=[Item(sha=sha, truncated=False) for sha in shas])
-    return Draft("emotion", "emotion@00000000", spec, {sha: json.dumps(one.to_json()) for sha, one in circuits.items()})
+    return Draft(
+        "emotion", "emotion@00000000", spec, layout, {sha: json.dumps(one.to_json()) for sha, one in circuits.items()}
+    )
 
 
 def store_for(redis: Redis, target: Target | None = None, **overrides: int) -> Store:
-    values = {"job_ttl_seconds": 3600, "max_pending": 1000} | overrides
+    values = {"job_ttl_seconds": 3600, "deadline_seconds": 3600, "max_pending": 1000} | overrides
     return Store(redis, target or new_target(), **values)
 
 
@@ -66,6 +68,7 @@ class FakeProvider:
     """
 
     repeatable: bool = True
+    submit_seconds: float = 0.0
     max_programs: int = 50
     max_shots: int | None = 8192
     device_now: Device | None = DEVICE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable
@@ -14,8 +15,9 @@ from redis.asyncio import Redis
 from service.hardware.cache import Cache
 from service.hardware.connection import connect
 from service.hardware.execution import Executor
+from service.hardware.readout import ReadoutSchedule
 from service.hardware.records import Job, Status
-from service.hardware.store import Store
+from service.hardware.store import Store, eta
 from service.providers.base import (
     DeviceOfflineError,
     LostJobError,
@@ -47,14 +49,11 @@ class World:
         self.cache = Cache(redis, 3600)
 
     def worker(self, **overrides: Any) -> Executor:
-        values: dict[str, Any] = {
-            "compiler": "chain",
-            "chain": None,
-            "deadline_seconds": 3600,
-            "readout_seconds": 0,
-            "shots": SHOTS,
-        }
+        values: dict[str, Any] = {"deadline_seconds": 3600, "shots": SHOTS}
         return Executor(self.store, self.cache, self.provider, **values | overrides)
+
+    def readouts(self) -> ReadoutSchedule:
+        return ReadoutSchedule(self.store, self.provider, layout="chain", interval_seconds=3600, shots=SHOTS)
 
     async def submit(self, *angles: float, shots: int = SHOTS) -> Job:
         job = await self.store.create(draft(self.store.target, angles, shots))
@@ -71,7 +70,7 @@ class World:
         worker = worker or self.worker()
         for _ in range(most):
             await worker.dispatch()
-            batches = await worker.sweep()
+            batches = await worker.open_batches()
             if not batches and not await self.store.n_pending():
                 return
             for token in batches:
@@ -225,7 +224,7 @@ async def test_provider_without_tokens_that_was_not_reached_is_asked_again(world
     ("method", "error"),
     [
         ("submit", UnreachableError("500")),
-        ("submit", QuotaExhaustedError("used up", 3600.0)),
+        ("submit", QuotaExhaustedError("used up", 1800.0)),
         ("submit", DeviceOfflineError("calibrating")),
         ("submit", OperatorNeededError("token refused")),
         ("limits", UnreachableError("time-out")),
@@ -250,7 +249,7 @@ async def test_trouble_that_may_pass_holds_the_job_and_says_why(
     assert held.hold.detail == str(error)
     assert held.hold.reason == getattr(error, "reason")  # noqa: B009
     assert delay is not None
-    assert delay >= (3600.0 if isinstance(error, QuotaExhaustedError) else 0.5)
+    assert delay >= (1800.0 if isinstance(error, QuotaExhaustedError) else 0.5)
     await world.finish()
     done = await world.read(job)
     assert done.status is Status.DONE
@@ -271,7 +270,6 @@ async def test_pauses_grow_while_the_trouble_lasts_and_stay_below_a_minute(world
     ("method", "error", "slug", "calls"),
     [
         ("submit", RejectedError("too wide"), "circuit-rejected", 1),
-        ("status", LostJobError("unknown"), "lost-by-provider", 1),
         ("submit", UncertainSubmitError("answer lost"), "submission-uncertain", 1),
     ],
 )
@@ -323,6 +321,165 @@ async def test_partly_finished_job_gives_its_good_circuits_and_fails_the_others(
     assert [result is None for result in failed.ordered_results] == [False, True]
     assert failed.errors[1]["type"] == "urn:qd:problem:circuit-failed"
     assert (await world.read(other)).status is Status.DONE
+
+
+async def test_page_of_maintenance_does_not_fail_what_was_paid_for(world: World) -> None:
+    job = await world.submit(0.4)
+    world.provider.fail("status", *[MalformedAnswerError("<html>")] * 12)
+    await world.finish()
+    assert (await world.read(job)).status is Status.DONE
+
+
+@pytest.mark.parametrize("method", ["status", "result"])
+async def test_question_that_is_refused_after_the_submission_sends_nothing_again(world: World, method: str) -> None:
+    jobs = [await world.submit(angle) for angle in (0.1, 0.2)]
+    world.provider.fail(method, RejectedError("HTTP 400"))
+    await world.finish()
+    assert {(await world.read(job)).status for job in jobs} == {Status.DONE}
+    assert len(world.provider.submissions) == 1
+
+
+async def test_job_that_the_provider_does_not_know_for_a_moment_is_not_lost(world: World) -> None:
+    job = await world.submit(0.4)
+    world.provider.fail("status", *[LostJobError("no such job")] * 3)
+    await world.finish()
+    assert (await world.read(job)).status is Status.DONE
+
+
+async def test_job_that_the_provider_cancels_by_itself_fails_and_is_not_paid_for_again(world: World) -> None:
+    job = await world.submit(0.4)
+    worker = world.worker()
+    (token,) = await worker.dispatch()
+    await worker.advance(token)
+    world.provider.outcomes[f"job-{token}"] = [NotMeasured("cancelled", cancelled=True)] * 2
+    await world.finish()
+    failed = await world.read(job)
+    assert failed.errors[0]["type"] == "urn:qd:problem:circuit-failed"
+    assert len(world.provider.submissions) == 1
+
+
+async def test_run_that_goes_back_into_the_queue_goes_there_once(world: World) -> None:
+    job = await world.submit(0.4)
+    (token,) = await world.worker().dispatch()
+    (run,) = await world.store.runs(job.runs.values())
+    for _ in range(2):
+        await world.store.finish_run(run, token, Status.CANCELLED)
+    assert await world.store.n_pending() == 1
+
+
+async def test_two_workers_on_one_batch_submit_it_once(world: World) -> None:
+    world.provider.repeatable = False
+    world.provider.submit_seconds = 60.0
+    job = await world.submit(0.4)
+    (token,) = await world.worker().dispatch()
+    await asyncio.gather(*(world.worker().advance(token) for _ in range(4)))
+    await world.finish()
+    assert (await world.read(job)).status is Status.DONE
+    assert world.provider.calls.count("submit") == 1
+
+
+async def test_worker_that_may_still_be_sending_is_waited_for(world: World) -> None:
+    world.provider.repeatable = False
+    world.provider.submit_seconds = 60.0
+    world.provider.fail("submitted", Killed())  # type: ignore[arg-type]
+    job = await world.submit(0.4)
+    (token,) = await world.worker().dispatch()
+    with pytest.raises(Killed):
+        await world.worker().advance(token)
+    delay = await world.worker().advance(token)
+    assert delay is not None
+    assert 50.0 < delay <= 60.0
+    assert (await world.read(job)).status is Status.QUEUED
+
+
+async def test_late_circuit_fails_alone_and_those_with_it_go_on(world: World) -> None:
+    old = await world.submit(0.1)
+    run_id = next(iter(old.runs.values()))
+    await world.redis.hset(f"{world.store.target.prefix}run:{run_id}", "created_at", repr(old.created_at - 7200.0))
+    young = await world.submit(0.2)
+    await world.finish()
+    assert (await world.read(old)).errors[0]["type"] == "urn:qd:problem:deadline-exceeded"
+    assert (await world.read(young)).status is Status.DONE
+
+
+async def test_counts_that_leave_the_cache_before_they_are_handed_out_fail_the_job(world: World) -> None:
+    job = await world.submit(0.1, 0.2)
+    keep = world.cache.keep_counts
+    first = job.spec.items[0].sha
+
+    async def forgetful(sha: str, record: Any) -> None:
+        if sha != first:
+            await keep(sha, record)
+
+    world.cache.keep_counts = forgetful  # type: ignore[method-assign]
+    await world.finish()
+    failed = await world.read(job)
+    assert failed.status is Status.FAILED
+    assert [result is None for result in failed.ordered_results] == [True, False]
+    assert failed.errors[0]["type"] == "urn:qd:problem:internal"
+
+
+async def test_shots_that_the_device_no_longer_takes_fail_their_job_and_no_other(world: World) -> None:
+    odd, even = await world.submit(0.1, shots=1024), await world.submit(0.2, shots=20_480)
+    world.provider.max_programs = 2  # 20,480 shots would be three pieces
+    await world.finish(world.worker(shots=1000))
+    assert (await world.read(odd)).status is Status.DONE
+    assert (await world.read(even)).errors[0]["type"] == "urn:qd:problem:circuit-rejected"
+
+
+async def test_provider_that_says_nothing_of_its_limits_holds_the_job_and_ends_at_the_deadline(world: World) -> None:
+    job = await world.submit(0.4)
+    world.provider.fail("limits", *[UnreachableError("no connection")] * 4)
+    worker = world.worker()
+    (token,) = await worker.dispatch()
+    await worker.advance(token)
+    held = (await world.read(job)).hold
+    assert held is not None
+    assert held.reason == "provider-unreachable"
+    await world.worker(deadline_seconds=0).advance(token)
+    assert (await world.read(job)).status is Status.FAILED
+
+
+async def test_hold_ends_with_the_trouble_even_if_the_state_stays(world: World) -> None:
+    job = await world.submit(0.4)
+    worker = world.worker()
+    (token,) = await worker.dispatch()
+    await worker.advance(token)
+    world.provider.fail("status", UnreachableError("500"))
+    await worker.advance(token)
+    assert (await world.read(job)).hold is not None
+    await worker.advance(token)
+    now = await world.read(job)
+    assert now.status is Status.SUBMITTED
+    assert now.hold is None
+
+
+async def test_pause_that_the_provider_asks_for_is_bounded(world: World) -> None:
+    await world.submit(0.4)
+    world.provider.fail("submit", QuotaExhaustedError("later", 1e20))
+    worker = world.worker(deadline_seconds=86_400)
+    (token,) = await worker.dispatch()
+    assert await worker.advance(token) == 3600.0
+
+
+async def test_step_that_fails_for_no_foreseen_reason_is_repeated_until_the_deadline(world: World) -> None:
+    job = await world.submit(0.4)
+    (token,) = await world.worker().dispatch()
+    world.provider.fail("submit", KeyError("surprise"))
+    with pytest.raises(KeyError):
+        await world.worker().advance(token)
+    world.provider.fail("submit", KeyError("surprise"))
+    await world.worker(deadline_seconds=0).advance(token)
+    assert (await world.read(job)).errors[0]["type"] == "urn:qd:problem:internal"
+
+
+async def test_circuit_goes_where_its_layout_says(world: World) -> None:
+    fixed = ",".join(str(20 + n) for n in range(11))
+    for layout in ("server", f"chain:{fixed}"):
+        assert await world.store.create(draft(world.store.target, [0.4], layout=layout)) is not None
+    await world.finish()
+    (programs,) = world.provider.submissions.values()
+    assert {program.chain for program in programs} == {None, (20, 21, 22)}
 
 
 async def test_result_that_stays_unreadable_fails_after_five_attempts(world: World) -> None:
@@ -392,7 +549,7 @@ async def test_job_that_comes_while_its_circuit_is_being_cancelled_runs_it_anew(
 
 
 async def test_readout_errors_are_measured_once_an_interval_and_correct_what_comes_after(world: World) -> None:
-    worker = world.worker(readout_seconds=3600)
+    worker, readouts = world.worker(), world.readouts()
 
     async def noisy(job_id: str, programs: Any) -> list[Any]:
         outcomes = []
@@ -420,8 +577,8 @@ async def test_readout_errors_are_measured_once_an_interval_and_correct_what_com
         return found
 
     world.provider.result = ones  # type: ignore[method-assign]
-    await worker.calibrate()
-    await worker.calibrate()
+    await readouts.keep_up()
+    await readouts.keep_up()
     await world.finish(worker)
     readout = await world.store.newest_readout()
     assert readout is not None
@@ -429,7 +586,7 @@ async def test_readout_errors_are_measured_once_an_interval_and_correct_what_com
     assert set(readout.flips) <= set(DEVICE.qubits)
     assert all(flips == pytest.approx((0.03, 0.10), abs=1e-3) for flips in readout.flips.values())
     assert len(world.provider.submissions) == 1
-    await worker.calibrate()
+    await readouts.keep_up()
     await world.finish(worker)
     assert len(world.provider.submissions) == 1
 
@@ -444,7 +601,7 @@ async def test_readout_errors_are_measured_once_an_interval_and_correct_what_com
 
     # Another calibration of the device voids what was measured under the last one.
     world.provider.device_now = type(DEVICE)(DEVICE.name, "cal-2", DEVICE.qubits, DEVICE.couplers)
-    await worker.calibrate()
+    await readouts.keep_up()
     await world.finish(worker)
     assert len(world.provider.submissions) == 3
 
@@ -475,10 +632,10 @@ async def test_jobs_are_listed_newest_first_by_state_and_task_in_pages(world: Wo
 
 async def test_estimate_comes_from_history_and_is_absent_without_one(world: World) -> None:
     job = await world.submit(0.1)
-    assert await world.store.eta(job) is None
-    for seconds in (20.0, 30.0, 1000.0):
+    assert eta(job, await world.store.durations()) is None
+    for seconds in (20.0, 1000.0, 30.0):
         await world.store.remember_duration(seconds)
-    assert await world.store.eta(job) == pytest.approx(job.created_at + 30.0)
+    assert eta(job, await world.store.durations()) == pytest.approx(job.created_at + 30.0)
 
 
 async def test_store_of_another_target_sees_none_of_the_jobs(world: World, redis: Redis) -> None:

@@ -58,25 +58,17 @@ def provider() -> FakeProvider:
     return FakeProvider()
 
 
-def worker_of(app: FastAPI, provider: FakeProvider, readout_seconds: int = 0) -> Executor:
+def worker_of(app: FastAPI, provider: FakeProvider) -> Executor:
     hardware = parts_of(app).hardware
     assert hardware is not None
-    return Executor(
-        hardware.store,
-        hardware.cache,
-        provider,
-        compiler="chain",
-        chain=None,
-        deadline_seconds=3600,
-        readout_seconds=readout_seconds,
-        shots=10_240,
-    )
+    return Executor(hardware.store, hardware.cache, provider, deadline_seconds=3600, shots=10_240)
 
 
 async def finish(worker: Executor) -> None:
     """Take steps until no batch is open."""
+    await worker.beat()
     await worker.dispatch()
-    while batches := await worker.sweep():
+    while batches := await worker.open_batches():
         for token in batches:
             await worker.advance(token)
 
@@ -440,12 +432,12 @@ async def test_counts_of_an_earlier_calibration_can_be_made_to_miss(bundles_dir:
     provider = FakeProvider()
     async with running(settings) as app, client_of(app) as client:
         worker = worker_of(app, provider)
-        await worker.calibrate()
+        hardware = parts_of(app).hardware
+        assert hardware is not None
+        await hardware.store.note_calibration("cal-1")
         await ask(client, "a text")
         await finish(worker)
         assert (await ask(client, "a text")).status_code == 200
-        hardware = parts_of(app).hardware
-        assert hardware is not None
         await hardware.store.note_calibration("cal-2")
         assert (await ask(client, "a text")).status_code == 202
 

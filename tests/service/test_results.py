@@ -12,8 +12,8 @@ from hardware import HEAD
 from pydantic import ValidationError
 
 from models.student import StudentWeights, flip_probability
-from service.hardware.answers import hardware_result
 from service.hardware.records import CountsRecord, Head, Readout
+from service.hardware.results import hardware_result
 from service.schemas import HardwareResult
 
 # <Z> is 0.5, 0.0 and 0.5.
