@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -24,10 +20,10 @@ import httpx
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.serving import serving
 from models.bundle import SHIPPED, Bundle, load_bundle
 from training.data import Texts, read_texts
 
-ROOT = Path(__file__).parent.parent
 # The most points of accuracy that noise may cost after the correction.
 TARGET_POINTS = 3.0
 # A few jobs of the provider at a time, so that progress is seen.
@@ -44,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     bundles = [load_bundle(path.parent) for path in sorted(options.bundles.glob("*/manifest.json"))]
-    with serving(options.bundles) as url, httpx.Client(base_url=url, timeout=60.0) as client:
+    settings = {"QD_BUNDLES_DIR": str(options.bundles), "QD_EMULATOR_QUEUE_SECONDS": "0", "QD_LOG_LEVEL": "error"}
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=60.0) as client:
         await_readout(client)
         figures = {
             "split": options.split,
@@ -57,30 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-@contextmanager
-def serving(bundles: Path) -> Iterator[str]:
-    """The URL of a service on a free port, with everything embedded and no time lost in the emulator's queue."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("QD_")}
-    with tempfile.TemporaryDirectory() as folder:
-        own = {"QD_STATE_DIR": folder, "QD_BUNDLES_DIR": str(bundles), "QD_EMULATOR_QUEUE_SECONDS": "0"}
-        service = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
-            cwd=ROOT,
-            env=environment | own | {"QD_LOG_LEVEL": "error"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert service.stdout is not None
-        try:
-            if not any(line.startswith("Ctrl-C") for line in service.stdout):
-                raise RuntimeError("the service did not start; its error is above")
-            yield json.loads((Path(folder) / "serve.json").read_text())["url"]
-        finally:
-            service.terminate()
-            service.wait()
-            service.stdout.close()
 
 
 def await_readout(client: httpx.Client) -> None:

@@ -12,21 +12,17 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import TARGET_POINTS, points_lost
+from benchmarks.serving import ROOT, serving
 from models.bundle import SHIPPED
 from service.settings import settings_table
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 # Best cell of the paper's Tables 4-6 for its own students, on the authors' texts and with teachers of up to 8 B.
 _PAPER = {"emotion": 0.8157, "hiding": 0.8231, "thematic": 0.8670}
@@ -53,27 +49,10 @@ def example_output(readme: str) -> str:
     code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     if code is None:
         raise ValueError("README.md: expected a ```python block, found none")
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("QD_")}
-        service = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
-            cwd=ROOT,
-            env=environment | {"QD_STATE_DIR": folder, "QD_EMBEDDED": "false"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert service.stdout is not None
-        try:
-            if not any(line.startswith("Ctrl-C") for line in service.stdout):
-                raise RuntimeError("the service did not start; its error is above")
-            url = json.loads((Path(folder) / "serve.json").read_text(encoding="utf-8"))["url"]
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec(code[1].replace("http://127.0.0.1:8000", url), {})
-        finally:
-            service.terminate()
-            service.wait()
-            service.stdout.close()
+    with serving({"QD_EMBEDDED": "false"}) as url:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code[1].replace("http://127.0.0.1:8000", url), {})
     return printed.getvalue()
 
 

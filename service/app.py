@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service.backends.baihua import Baihua
-from service.backends.base import Backend, BackendName, Backends
+from service.backends.base import Backend, Backends
 from service.backends.simulator import Simulator
 from service.batching import Batcher
 from service.handlers import add_handlers
@@ -25,7 +25,7 @@ from service.middleware import BodyLimitMiddleware, RequestMiddleware
 from service.openapi import ANY_PROBLEM
 from service.registry import load_snapshot
 from service.routes import classify, docs, health, jobs, tasks
-from service.settings import Settings
+from service.settings import BackendName, Settings
 from service.state import AppState, Hardware
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ import uvicorn
 from pydantic import SecretStr
 
 from service.app import create_app
-from service.embedded import Children, embedded_redis
+from service.children import Children
+from service.embedded import embedded_redis
 from service.errors import AddressError
 from service.providers.make import make_provider
 from service.settings import Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -12,7 +13,6 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.bundle import SHIPPED
-from service.backends.base import BackendName
 from service.errors import SettingsError
 from service.providers.base import ProviderName
 
@@ -24,6 +24,15 @@ CHAIN_QUBITS = 11
 _PREFIX = "QD_"
 # Tokens, and addresses that may hold a password.
 _SECRETIVE = frozenset({"redis_url", "quafu_url", "quafu_token", "quafu_token_file"})
+
+
+class BackendName(StrEnum):
+    """Every backend a caller may name."""
+
+    SIMULATOR = "simulator"
+    """The exact expectation values, computed here."""
+    BAIHUA = "baihua"
+    """The Baihua processor, through Quafu."""
 
 
 class Settings(BaseSettings):

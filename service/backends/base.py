@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -13,15 +12,7 @@ from service.errors import BackendNotConfiguredError, UnknownBackendError
 from service.hardware.records import Job
 from service.registry import LoadedBundle
 from service.schemas import HardwareResult
-
-
-class BackendName(StrEnum):
-    """Every backend a caller may name."""
-
-    SIMULATOR = "simulator"
-    """The exact expectation values, computed here."""
-    BAIHUA = "baihua"
-    """The Baihua processor, through Quafu."""
+from service.settings import BackendName
 
 
 @dataclass(frozen=True)

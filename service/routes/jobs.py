@@ -14,7 +14,6 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from redis.exceptions import RedisError
 
-from service.backends.base import BackendName
 from service.errors import (
     BackendNotConfiguredError,
     InvalidRequestError,
@@ -26,6 +25,7 @@ from service.hardware.store import Store, eta
 from service.hardware.watch import wait_for
 from service.openapi import problems
 from service.schemas import Change, Held, JobBody, JobList, JobQuery, JobsQuery
+from service.settings import BackendName
 from service.state import AppState, Hardware, State
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])

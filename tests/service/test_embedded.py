@@ -22,7 +22,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.embedded import Child, Children, _until_ready, embedded_redis
+from service.children import Child, Children
+from service.embedded import _until_ready, embedded_redis
 from service.errors import AddressError, StartupError
 
 pytestmark = pytest.mark.anyio
@@ -55,7 +56,8 @@ SERVICE = """
 import asyncio, json, os, sys
 from pathlib import Path
 from redis.asyncio import Redis
-from service.embedded import Children, embedded_redis
+from service.children import Children
+from service.embedded import embedded_redis
 
 async def main():
     async with embedded_redis(Path(sys.argv[1])) as url, Children() as children:
@@ -92,7 +94,7 @@ def events(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any
 
 @pytest.fixture
 def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "service.embedded")
+    caplog.set_level(logging.INFO, "service.children")
     return caplog
 
 
