@@ -58,6 +58,13 @@ def test_settings_cannot_be_changed() -> None:
         ("QD_DEFAULT_BACKEND", "qpu", "'simulator' or 'baihua'"),
         ("QD_MAX_TEXTS", "0", "greater than or equal to 1"),
         ("QD_LOG_LEVEL", "loud", "'debug'"),
+        ("QD_QUAFU_PROVIDER", "ibm", "'quafu' or 'quafu_sqc'"),
+        ("QD_QUAFU_COMPILER", "qiskit", "'chain' or 'server'"),
+        ("QD_QUAFU_CHAIN", "1,2,3", "at least 11 different qubits"),
+        ("QD_QUAFU_CHAIN", "1,1,2,3,4,5,6,7,8,9,10", "at least 11 different qubits"),
+        ("QD_QUAFU_CHAIN", "a,b", "match pattern"),
+        ("QD_SHOTS", "0", "greater than or equal to 1024"),
+        ("QD_SHOTS", "1500", "multiple of 1024"),
     ],
 )
 def test_wrong_value_is_one_line_that_names_the_variable(
@@ -87,3 +94,46 @@ def test_variable_that_resembles_no_setting_is_refused_with_all_of_them(monkeypa
 def test_queue_must_hold_a_whole_request() -> None:
     with pytest.raises(SettingsError, match=r"^QD_MAX_QUEUED_TEXTS is 5, expected at least QD_MAX_TEXTS \(10\)$"):
         load_settings(max_texts=10, max_queued_texts=5)
+
+
+@pytest.mark.parametrize("value", ["ftp://user:hunter2@host", "hunter2", "http://[hunter2"])
+def test_wrong_address_is_refused_without_what_may_be_a_password(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("QD_QUAFU_URL", value)
+    with pytest.raises(SettingsError, match=r"^QD_QUAFU_URL: ") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_token_comes_from_the_environment_or_a_file_and_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QD_QUAFU_TOKEN", "qf_hunter2")
+    settings = load_settings()
+    assert settings.token() == "qf_hunter2"
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in settings.model_dump_json()
+    file = tmp_path / "token"
+    file.write_text("qf_hunter3\n")
+    monkeypatch.setenv("QD_QUAFU_TOKEN_FILE", str(file))
+    with pytest.raises(SettingsError, match="both set"):
+        load_settings()
+    monkeypatch.delenv("QD_QUAFU_TOKEN")
+    assert load_settings().token() == "qf_hunter3"
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_token_file_that_gives_no_token_is_an_error_that_does_not_show_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "qf_hunter2"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("QD_QUAFU_TOKEN_FILE", str(file))
+    with pytest.raises(SettingsError, match=r"^QD_QUAFU_TOKEN_FILE: ") as caught:
+        load_settings().token()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_token_at_all_is_an_error_that_says_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="QD_QUAFU_TOKEN or QD_QUAFU_TOKEN_FILE"):
+        load_settings().token()
