@@ -15,10 +15,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from models.baihua import published
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
+from models.baihua import published
 from service.emulator import control, quafu_api, sqc_api
 from service.emulator.calibration import Calibrations
 from service.emulator.chip import run_circuit
@@ -126,11 +126,14 @@ def run(
     """
     app = create_emulator(config, sampler)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        listener = socket.create_server((config.host, port), family=family)
-    except OSError as exc:
-        raise AddressError(f"cannot listen on {config.host} port {port}: {exc.strerror}") from exc
-    with listener:
+    # asyncio sets TCP_NODELAY only on sockets that name their protocol.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((config.host, port))
+            listener.listen()
+        except OSError as exc:
+            raise AddressError(f"cannot listen on {config.host} port {port}: {exc.strerror}") from exc
         host = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{host}:{listener.getsockname()[1]}"
         server = _Server(

@@ -3,72 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
 
 import httpx
 import pytest
+from processes import refused, serving, until
 
 from service.errors import AddressError
 from service.serve import _listen, _listener
 from service.settings import Settings
-
-COMMAND = [sys.executable, "-m", "service.cli", "serve"]
-ROOT = Path(__file__).parents[2]
-
-
-def environment(bundles_dir: Path, state_dir: Path, **settings: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("QD_")}
-    own = {
-        "QD_BUNDLES_DIR": str(bundles_dir),
-        "QD_STATE_DIR": str(state_dir),
-        "QD_THREADS": "1",
-        "QD_PORT": "0",
-        "QD_EMBEDDED": "false",
-    }
-    return kept | own | settings
-
-
-@contextmanager
-def serving(bundles_dir: Path, state_dir: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service on a free port, up, and its URL."""
-    with (state_dir / "stderr").open("w") as stderr:
-        process = subprocess.Popen(
-            COMMAND,
-            cwd=ROOT,
-            env=environment(bundles_dir, state_dir, **settings),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("Ctrl-C"):
-                break
-        else:
-            pytest.fail((state_dir / "stderr").read_text())
-        yield process, json.loads((state_dir / "serve.json").read_text())["url"]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Poll another process; the test fails if the condition does not come true."""
-    deadline = monotonic() + 30
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.01)
 
 
 def address(url: str) -> tuple[str, int]:
@@ -107,9 +53,9 @@ def test_request_that_is_running_at_sigterm_is_answered_and_the_exit_code_is_0(
             probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
             # The reader of the metrics is itself in flight.
             until(lambda: "qd_requests_in_flight 3.0" in httpx.get(f"{url}/metrics").text)
-            process.send_signal(signal.SIGTERM)
+            process.popen.send_signal(signal.SIGTERM)
             until(lambda: refuses(host, port))
-            assert process.poll() is None
+            assert process.runs
             probe.sendall(b"x")
             assert b'"shutdown": "draining"' in everything(probe)
             connection.sendall(body[5:])
@@ -120,10 +66,10 @@ def test_request_that_is_running_at_sigterm_is_answered_and_the_exit_code_is_0(
         (result,), (expected,) = drained["results"], answer.json()["results"]
         assert result["label"] == expected["label"]
         assert result["score"] == pytest.approx(expected["score"], abs=1e-5)
-        assert process.wait(30) == 0
+        assert process.popen.wait(30) == 0
     assert not (tmp_path / "serve.json").exists()
-    lines = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines()]
-    assert [line["status"] for line in lines if line.get("route") == "/classify/{task}"] == [200, 200]
+    answered = [line for line in process.lines("request") if line["route"] == "/classify/{task}"]
+    assert [line["status"] for line in answered] == [200, 200]
 
 
 def test_too_large_body_is_answered_to_a_client_that_is_still_sending(bundles_dir: Path, tmp_path: Path) -> None:
@@ -134,25 +80,8 @@ def test_too_large_body_is_answered_to_a_client_that_is_still_sending(bundles_di
                 # Unlike httpx, this client does not look for an answer before it has sent everything.
                 connection.sendall(f"{head}Content-Length: {n_bytes}\r\n\r\n".encode() + b"a" * n_bytes)
                 assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-
-
-def refused(bundles_dir: Path, state_dir: Path, *arguments: str, **settings: str) -> str:
-    """The one line with which a service that cannot start exits."""
-    run = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env=environment(bundles_dir, state_dir, **settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 2
-    assert run.stdout == ""
-    lines = [line for line in run.stderr.splitlines() if not line.startswith("{")]
-    assert len(lines) == 1, run.stderr
-    return lines[0]
+        process.popen.send_signal(signal.SIGINT)
+        assert process.popen.wait(30) == 0
 
 
 def test_wrong_setting_ends_with_one_line(bundles_dir: Path, tmp_path: Path) -> None:
@@ -192,3 +121,11 @@ def test_second_of_two_services_that_start_together_is_refused() -> None:
 def test_state_folder_that_cannot_be_written_ends_with_one_line(bundles_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert refused(bundles_dir, tmp_path / "file").startswith("qdserve: QD_STATE_DIR: cannot write ")
+
+
+def test_answers_are_sent_without_waiting_for_acknowledgements() -> None:
+    # asyncio switches TCP_NODELAY on for connections of a listener that names its protocol, and for no others.
+    with _listener("127.0.0.1", 0) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
