@@ -377,7 +377,8 @@ async def test_a_quota_error_says_when_to_try_again(
     stub.set("POST", f"{API}/jobs", Reply(429, {"code": "runtime.quotaExhausted", **body}, headers))
     with pytest.raises(QuotaExhaustedError) as caught:
         await provider.submit([program()], UUID)
-    assert caught.value.retry_after_seconds == pytest.approx(seconds, abs=60)
+    # The times above were made when the tests were collected, which may be a while ago; a zone would be hours off.
+    assert caught.value.retry_after_seconds == pytest.approx(seconds, abs=1800 if seconds > 3600 else 0)
 
 
 @pytest.mark.parametrize("body", [{}, {"vars": {"resets_at": "soon"}}, {"vars": {"resets_at": 5}}, {"vars": ["x"]}])
