@@ -177,6 +177,9 @@ async def _calibration(
 ) -> tuple[Finding, tuple[int, ...] | None]:
     device = await provider.device()
     if chain is not None:
+        unknown = [] if device is None else [qubit for qubit in chain if qubit not in device.qubits]
+        if unknown:
+            return Finding("calibration", False, f"QD_QUAFU_CHAIN: {_list(tuple(unknown))} are no qubits there"), None
         calibration = "none is published" if device is None else device.calibration_id
         return Finding("calibration", True, f"{calibration}, chain as set {_list(chain)}"), chain[:chain_length]
     if device is None:

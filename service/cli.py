@@ -7,6 +7,7 @@ import asyncio
 import secrets
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from models.errors import StudentError
 from service.errors import ServiceError
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 asyncio.run(work(settings))
             case "emulator":
-                _emulate(settings, parsed.port)
+                _emulate(settings, parsed.port, parsed.state)
             case "check":
                 return asyncio.run(_check(settings))
     except (ServiceError, StudentError) as exc:
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "the token in QD_QUAFU_TOKEN, or makes one.",
     )
     emulator.add_argument("--port", type=int, default=8010, help="port to listen on, 0 for a free one (8010)")
+    emulator.add_argument("--state", type=Path, help="file that keeps jobs and results; without it they are in memory")
     check = commands.add_parser(
         "check",
         help="check that jobs can run at the provider",
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _emulate(settings: Settings, port: int) -> None:
+def _emulate(settings: Settings, port: int, state: Path | None) -> None:
     from service.emulator.app import run
     from service.emulator.config import EmulatorConfig
 
@@ -98,10 +100,11 @@ def _emulate(settings: Settings, port: int) -> None:
         name=settings.quafu_device,
         exact=settings.emulator_exact,
         queue_seconds=settings.emulator_queue_seconds,
-        state=settings.state_dir / "emulator.sqlite",
+        state=state,
     )
+    # A token that was given is known, and not shown.
     shown = "" if settings.has_token else f" QD_QUAFU_TOKEN={token}"
-    run(config, port, lambda url: print(f"Emulating {config.name}. Use it with: QD_QUAFU_URL={url}{shown}", flush=True))
+    run(config, port, lambda url: print(f"Emulating {config.name}: QD_QUAFU_URL={url}{shown}", flush=True))
 
 
 async def _check(settings: Settings) -> int:

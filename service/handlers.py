@@ -95,6 +95,10 @@ def _in_words(error: Mapping[str, Any], where: str) -> str:
             return f"expected an integer, found {kind}"
         case "greater_than_equal":
             return f"expected at least {limits['ge']}, found {found}"
+        case "less_than_equal":
+            return f"expected at most {limits['le']}, found {found}"
+        case "int_parsing" | "int_from_float":
+            return f"expected an integer, found {str(found)[:_MAX_NAME]!r}"
         case "literal_error":
             return f"expected {limits['expected']}, found another value"
         case _:

@@ -88,7 +88,9 @@ async def _hardware(settings: Settings) -> AsyncIterator[Settings]:
             else:
                 port = _free_port()
                 own |= {"QD_QUAFU_URL": f"http://{_LOOPBACK}:{port}", "QD_QUAFU_TOKEN": f"qf_{secrets.token_hex(16)}"}
-                await children.start("emulator", _command("emulator", "--port", str(port)), os.environ | own)
+                state = settings.state_dir / "emulator.sqlite"
+                command = _command("emulator", "--port", str(port), "--state", str(state))
+                await children.start("emulator", command, os.environ | own)
             await children.start("worker", _command("worker"), os.environ | own)
             yield settings.model_copy(
                 update={"redis_url": SecretStr(redis_url), "quafu_url": own.get("QD_QUAFU_URL", settings.quafu_url)}

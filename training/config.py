@@ -79,6 +79,13 @@ class OptimiserConfig(_Section):
     )
 
 
+class HardwareConfig(_Section):
+    """The chip that the student is for, emulated: its noise takes part in training, and it is measured there."""
+
+    device: Literal["baihua"] = Field("baihua", description="its published calibration and its best chain")
+    shots: int = Field(10_240, ge=1, description="shots of a text's circuit")
+
+
 class RunConfig(_Section):
     """One run: a task, its teacher, its student and how the one learns from the other."""
 
@@ -88,6 +95,7 @@ class RunConfig(_Section):
     student: StudentConfig = StudentConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    hardware: HardwareConfig | None = Field(None, description="without it the student learns noise-free")
 
     @model_validator(mode="after")
     def _some_signal(self) -> RunConfig:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from models.student import StudentWeights
 from training.circuit_torch import CircuitExpvals
 from training.config import OptimiserConfig, RunConfig
 from training.errors import DivergedError
+from training.hardware import Channel
 from training.losses import distillation_loss
+
+_VALIDATION_DRAWS = 16  # of a channel's shot noise for each text, so that chance does not choose the epoch
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,13 @@ class StudentModule(torch.nn.Module):
 
 
 def distil(
-    config: RunConfig, circuit: Circuit, train: Examples, validation: Examples, cache: Path, progress: bool = True
+    config: RunConfig,
+    circuit: Circuit,
+    train: Examples,
+    validation: Examples,
+    cache: Path,
+    progress: bool = True,
+    channel: Channel | None = None,
 ) -> Distilled:
     """Train a student; the epoch with the best validation accuracy is kept.
 
@@ -87,6 +96,9 @@ def distil(
         validation: What chooses the epoch.
         cache: Folder of all runs.
         progress: Show a progress bar.
+        channel: What a chip makes of the expectation values. Half of the loss is then that of exact values and half
+            that of the channel's, drawn anew at every step, so that one head serves the simulator and the chip.
+            The epoch is chosen by the mean of both accuracies.
 
     Raises:
         DivergedError: If the loss is no longer a number; the last finished epoch stays in the cache.
@@ -97,20 +109,27 @@ def distil(
     teacher, targets = torch.tensor(train.teacher_logits), torch.tensor(train.targets)
     model = StudentModule(circuit, x.shape[1], train.teacher_logits.shape[1])
     if config.optimiser.start == "linear":
-        start_linear(model, x, teacher, config.optimiser)
+        start_linear(model, x, teacher, config.optimiser, channel)
     optimiser = _optimiser(model, config.optimiser)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.averaging))  # type: ignore[no-untyped-call]
-    run = _Run(cache / f"{config.task}-{_run_key(config, train, validation)}.pt", model, averaged, optimiser)
+    key = _run_key(config, train, validation, channel)
+    run = _Run(cache / f"{config.task}-{key}.pt", model, averaged, optimiser)
     run.resume()
 
     def validate() -> dict[str, float]:
+        found = {}
+        kept = cast(StudentModule, averaged.module)
         with torch.inference_mode():
-            logits = averaged(x_validation)
-            loss = distillation_loss(
-                logits, torch.tensor(validation.teacher_logits), torch.tensor(validation.targets), config.loss
-            )
-        accuracy = (logits.argmax(dim=1).numpy() == validation.targets).mean()
-        return {"validation_loss": loss.item(), "validation_accuracy": float(accuracy)}
+            expvals = kept.expvals(x_validation)
+            drawn = {} if channel is None else {"_on_chip": channel(expvals.repeat(_VALIDATION_DRAWS, 1))}
+            for name, values in {"": expvals, **drawn}.items():
+                logits = kept.head(values)
+                repeats = len(values) // len(expvals)
+                soft = torch.tensor(validation.teacher_logits).repeat(repeats, 1)
+                hard = torch.tensor(validation.targets).repeat(repeats)
+                found[f"validation_loss{name}"] = distillation_loss(logits, soft, hard, config.loss).item()
+                found[f"validation_accuracy{name}"] = float((logits.argmax(dim=1) == hard).double().mean())
+        return found
 
     if not run.history:
         run.finish_epoch(validate())
@@ -118,7 +137,7 @@ def distil(
     bar = tqdm(total=epochs, initial=run.epoch, desc=f"distil {config.task}", unit="epoch", disable=not progress)
     while run.epoch < epochs:
         _set_learning_rates(optimiser, run.epoch, epochs)
-        loss = _train_epoch(model, averaged, optimiser, x, teacher, targets, config, run)
+        loss = _train_epoch(model, averaged, optimiser, x, teacher, targets, config, run, channel)
         run.finish_epoch({"train_loss": loss, **validate()})
         bar.set_postfix({k: f"{v:.4f}" for k, v in run.history[-1].items()}, refresh=False)
         bar.update()
@@ -127,12 +146,18 @@ def distil(
     return Distilled(_weights(model, mean, scale), run.history, run.best_epoch)
 
 
-def start_linear(model: StudentModule, x: torch.Tensor, teacher: torch.Tensor, config: OptimiserConfig) -> None:
+def start_linear(
+    model: StudentModule,
+    x: torch.Tensor,
+    teacher: torch.Tensor,
+    config: OptimiserConfig,
+    channel: Channel | None = None,
+) -> None:
     """Start from a linear map fitted to the teacher's logits.
 
     Each row of the reducer is a random mix of the classes' ridge directions, scaled to angles with a standard deviation
-    of `angle_scale`; the head is then the ridge fit of the same logits to the expectation values. A reducer that starts
-    at random memorises a few thousand texts before it finds this direction.
+    of `angle_scale`; the head is then the ridge fit of the same logits to the expectation values, those of the chip
+    among them. A reducer that starts at random memorises a few thousand texts before it finds this direction.
     """
     wanted = teacher - teacher.mean(dim=1, keepdim=True)
     directions = _ridge(x, wanted - wanted.mean(dim=0), config.ridge)
@@ -143,9 +168,10 @@ def start_linear(model: StudentModule, x: torch.Tensor, teacher: torch.Tensor, c
         rows *= config.angle_scale / (x @ rows.T).std(dim=0)[:, None]
         model.reducer.weight.copy_(rows)
         model.reducer.bias.zero_()
-        expvals = model.expvals(x)
+        views = _views(model.expvals(x), channel)
+        expvals, wanted = torch.cat(views), wanted.repeat(len(views), 1)
         centred = expvals - expvals.mean(dim=0)
-        head = _ridge(centred, wanted - wanted.mean(dim=0), 1e-3 * len(x) * float(centred.var()))
+        head = _ridge(centred, wanted - wanted.mean(dim=0), 1e-3 * len(expvals) * float(centred.var()))
         model.head.weight.copy_(head.T)
         model.head.bias.copy_(wanted.mean(dim=0) - expvals.mean(dim=0) @ head)
 
@@ -170,13 +196,17 @@ class _Run:
         return len(self.history) - 1
 
     def _find_best_epoch(self) -> int:
-        """The epoch with the best validation accuracy; of equals, the one with the lowest loss.
+        """The epoch with the best validation accuracy, exact and on the chip; of equals, the one with the lowest loss.
 
         Not the lowest loss alone: a teacher that is sure of what it got wrong makes the loss grow while labels improve.
         """
+
+        def total(entry: dict[str, float], metric: str) -> float:
+            return sum(value for name, value in entry.items() if name.startswith(metric))
+
         return max(
             range(len(self.history)),
-            key=lambda i: (self.history[i]["validation_accuracy"], -self.history[i]["validation_loss"]),
+            key=lambda i: (total(self.history[i], "validation_accuracy"), -total(self.history[i], "validation_loss")),
         )
 
     def resume(self) -> None:
@@ -219,6 +249,7 @@ def _train_epoch(
     targets: torch.Tensor,
     config: RunConfig,
     run: _Run,
+    channel: Channel | None,
 ) -> float:
     total = 0.0
     batches = torch.randperm(len(x)).split(config.optimiser.batch_size)  # type: ignore[no-untyped-call]
@@ -226,7 +257,9 @@ def _train_epoch(
         batch = x[rows]
         if config.optimiser.feature_noise:
             batch = batch + config.optimiser.feature_noise * torch.randn_like(batch)
-        loss = distillation_loss(model(batch), teacher[rows], targets[rows], config.loss)
+        views = _views(model.expvals(batch), channel)
+        losses = [distillation_loss(model.head(view), teacher[rows], targets[rows], config.loss) for view in views]
+        loss = torch.stack(losses).mean()
         if not torch.isfinite(loss):
             raise DivergedError(
                 f"the student's loss is {loss.item()} in epoch {run.epoch + 1}, step {step} of {len(batches)}; "
@@ -238,6 +271,11 @@ def _train_epoch(
         averaged.update_parameters(model)
         total += loss.item() * len(rows)
     return total / len(x)
+
+
+def _views(expvals: torch.Tensor, channel: Channel | None) -> list[torch.Tensor]:
+    """What the head is to read: exact expvals and, where there is a channel, a draw of what the chip gives."""
+    return [expvals] if channel is None else [expvals, channel(expvals)]
 
 
 def _optimiser(model: StudentModule, config: OptimiserConfig) -> torch.optim.Optimizer:
@@ -279,6 +317,9 @@ def _weights(model: StudentModule, mean: np.ndarray, scale: np.ndarray) -> Stude
     )
 
 
-def _run_key(config: RunConfig, train: Examples, validation: Examples) -> str:
-    identity = json.dumps([config.model_dump(), train.sha256, validation.sha256], sort_keys=True)
+def _run_key(config: RunConfig, train: Examples, validation: Examples, channel: Channel | None) -> str:
+    parts = [config.model_dump(exclude_none=True), train.sha256, validation.sha256]
+    if channel is not None:
+        parts.append(channel.to_json())
+    identity = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from training.distil import Distilled, Examples, distil
 from training.errors import ConfigError
 from training.evaluate import fit_control, measure
 from training.features import embed_texts
+from training.hardware import Chip, draw_rows, measure_channel, predict_on_chip
 from training.teacher import Teacher, teach
 
 MAX_PARAMETERS = 9_275  # Table 3
+CHANNEL_TEXTS = 32  # training texts on which a chip's channel is measured
+HARDWARE_TEXTS = 200  # texts of a split on which a student is measured on a chip
 _LIBRARIES = ("numpy", "onnxruntime", "peft", "scikit-learn", "tokenizers", "torch", "transformers")
 # Written for this project: a bundle holds no text of the data that it learned from.
 GOLDEN_TEXTS = (
@@ -54,10 +58,15 @@ class Pipeline:
         """Load configuration and texts, and teach; `teacher` is a folder that replaces the configured model.
 
         Raises:
-            ConfigError: If the student would have more trainable parameters than the paper's (Table 3); before
-                any training, which takes hours.
+            ConfigError: If the student would have more trainable parameters than the paper's (Table 3), or a chip is
+                to be emulated without MindQuantum; before any training, which takes hours.
         """
         config = load_config(config_path)
+        if config.hardware is not None and find_spec("mindquantum") is None:
+            raise ConfigError(
+                "hardware: emulating a chip needs the package mindquantum==0.12.0, which has wheels for Python 3.11 "
+                "and no newer one; without the table [hardware] the student learns noise-free"
+            )
         if teacher is not None:
             config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": teacher})})
         texts = load_task(data, config.seed)
@@ -78,7 +87,16 @@ class Pipeline:
             final: Also measure on the test texts.
         """
         train, validation = (self._examples(part) for part in (self.data.train, self.data.validation))
-        distilled = distil(self.config, self.circuit, train, validation, self.cache / "runs")
+        runs, hardware = self.cache / "runs", self.config.hardware
+        distilled = distil(self.config, self.circuit, train, validation, runs)
+        chip, learning = None, {}
+        if hardware is not None:
+            # Noise-free first: what a chip makes of <Z> depends on the circuit's angles.
+            chip = Chip.baihua(self.circuit.n_qubits, hardware.shots)
+            rows = draw_rows(len(train.embeddings), CHANNEL_TEXTS, self.config.seed)
+            channel = measure_channel(self._student(distilled), chip, train.embeddings[rows], self.config.seed)
+            distilled = distil(self.config, self.circuit, train, validation, runs, channel=channel)
+            learning["channel"] = channel.to_json()
         splits = ("validation", "test") if final else ("validation",)
         facts = {
             "task": self.config.task,
@@ -91,13 +109,13 @@ class Pipeline:
             "preset": self.config.student.preset,
             "n_qubits": self.config.student.n_qubits,
             "n_layers": self.config.student.n_layers,
-            "metrics": self._metrics(distilled, train, validation, splits),
+            "metrics": self._metrics(distilled, train, validation, splits, chip),
             "teacher": {
                 "model": self.teacher.base.name,
                 "model_sha256": self.teacher.base.sha256,
                 "key": self.teacher.key,
             },
-            "training": {"best_epoch": distilled.best_epoch, "history": distilled.history},
+            "training": {"best_epoch": distilled.best_epoch, "history": distilled.history, **learning},
             "data_sha256": self.data.sha256,
             "seed": self.config.seed,
             "configuration": self.config.model_dump(mode="json"),
@@ -107,12 +125,15 @@ class Pipeline:
         return write_bundle(out, facts, self.circuit, distilled.weights, self.embedder, GOLDEN_TEXTS)
 
     def _metrics(
-        self, distilled: Distilled, train: Examples, validation: Examples, splits: tuple[str, ...]
+        self,
+        distilled: Distilled,
+        train: Examples,
+        validation: Examples,
+        splits: tuple[str, ...],
+        chip: Chip | None,
     ) -> dict[str, dict[str, Any]]:
         control = fit_control((train.embeddings, train.targets), (validation.embeddings, validation.targets))
-        weights = distilled.weights
-        tensor = compile_circuit(self.circuit.bind(ansatz=weights.ansatz.tolist()))
-        student = Student(self.circuit, weights, CompiledEngine(tensor))
+        student = self._student(distilled)
         metrics: dict[str, dict[str, Any]] = {}
         for split in splits:
             texts: Texts = getattr(self.data, split)
@@ -123,7 +144,17 @@ class Pipeline:
                 "teacher": self.teacher.logits(texts).argmax(axis=1),
             }
             metrics[split] = {name: measure(p, texts.targets, texts.labels) for name, p in predicted.items()}
+            if chip is not None:
+                rows = draw_rows(len(texts), HARDWARE_TEXTS, self.config.seed)
+                metrics[split] |= {
+                    f"hardware_{name}": measure(p, texts.targets[rows], texts.labels)
+                    for name, p in predict_on_chip(student, chip, embeddings[rows], self.config.seed).items()
+                }
         return metrics
+
+    def _student(self, distilled: Distilled) -> Student:
+        tensor = compile_circuit(self.circuit.bind(ansatz=distilled.weights.ansatz.tolist()))
+        return Student(self.circuit, distilled.weights, CompiledEngine(tensor))
 
     def _examples(self, texts: Texts) -> Examples:
         return Examples(self._embed(texts), self.teacher.logits(texts), texts.targets)

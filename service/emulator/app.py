@@ -132,8 +132,10 @@ def run(
         try:
             listener.bind((config.host, port))
             listener.listen()
-        except OSError as exc:
-            raise AddressError(f"cannot listen on {config.host} port {port}: {exc.strerror}") from exc
+        except (OSError, OverflowError) as exc:  # OverflowError: no port has this number
+            raise AddressError(
+                f"cannot listen on {config.host} port {port}: {getattr(exc, 'strerror', None) or exc}"
+            ) from exc
         host = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{host}:{listener.getsockname()[1]}"
         server = _Server(

@@ -278,7 +278,16 @@ def test_a_table_has_a_line_for_each_finding() -> None:
 
 async def test_chain_that_is_set_is_used_whatever_the_calibration_says() -> None:
     provider = FakeProvider()
-    findings = await check(provider, shots=10_240, chain=tuple(range(40, 52)))
-    assert [program.chain for program in provider.programs] == [tuple(range(40, 51))]
+    findings = await check(provider, shots=10_240, chain=tuple(range(31, 19, -1)))
+    assert [program.chain for program in provider.programs] == [tuple(range(31, 20, -1))]
     (calibration,) = [finding for finding in findings if finding.what == "calibration"]
     assert "chain as set" in calibration.found
+
+
+async def test_chain_of_qubits_that_the_device_does_not_have_fails_at_the_calibration() -> None:
+    provider = FakeProvider()
+    findings = await check(provider, shots=10_240, chain=tuple(range(40, 52)))
+    (calibration,) = [finding for finding in findings if finding.what == "calibration"]
+    assert not calibration.ok
+    assert "QD_QUAFU_CHAIN" in calibration.found
+    assert provider.programs == []

@@ -48,6 +48,13 @@ def test_task_alone_takes_every_default(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, 'task = "a"')) == RunConfig(task="a")
 
 
+def test_hardware_is_off_until_its_table_is_there(tmp_path: Path) -> None:
+    assert RunConfig(task="a").hardware is None
+    found = load_config(write(tmp_path, 'task = "a"\n[hardware]')).hardware
+    assert found is not None
+    assert (found.device, found.shots) == ("baihua", 10_240)
+
+
 def test_dumped_configuration_validates_to_itself() -> None:
     config = RunConfig(task="a", seed=4, loss=LossConfig(guidance=0.1))
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
@@ -83,6 +90,8 @@ def test_configuration_is_frozen() -> None:
         ('task = "a"\n[optimiser]\nepochs = 0', r"optimiser\.epochs"),
         ('task = "a"\n[optimiser]\nhead_learning_rate = -0.1', r"optimiser\.head_learning_rate"),
         ('task = "a"\n[optimiser]\nfeature_noise = inf', r"optimiser\.feature_noise"),
+        ('task = "a"\n[hardware]\nshots = 0', r"hardware\.shots"),
+        ('task = "a"\n[hardware]\ndevice = "other"', r"hardware\.device"),
     ],
 )
 def test_wrong_field_is_refused_and_named(tmp_path: Path, text: str, field: str) -> None:

@@ -15,6 +15,7 @@ from training.circuit_torch import CircuitExpvals
 from training.config import RunConfig
 from training.distil import Distilled, Examples, StudentModule, distil, start_linear
 from training.errors import DivergedError
+from training.hardware import Channel
 from training.losses import distillation_loss
 
 CIRCUIT = student_circuit("chain", 4, 1)
@@ -42,8 +43,20 @@ def run_config(seed: int = 0, loss: dict[str, Any] | None = None, **optimiser: A
     return RunConfig.model_validate({"task": "toy", "seed": seed, "loss": loss or {}, "optimiser": settings})
 
 
-def run(config: RunConfig, cache: Path, train: Examples = TRAIN, validation: Examples = VALIDATION) -> Distilled:
-    return distil(config, CIRCUIT, train, validation, cache, progress=False)
+def run(
+    config: RunConfig,
+    cache: Path,
+    train: Examples = TRAIN,
+    validation: Examples = VALIDATION,
+    channel: Channel | None = None,
+) -> Distilled:
+    return distil(config, CIRCUIT, train, validation, cache, progress=False, channel=channel)
+
+
+def make_channel(scale: float = 1.0, offset: float = 0.0, shots: int = 10**12) -> Channel:
+    """The same on all qubits, read out without errors; by default the identity."""
+    n = CIRCUIT.n_qubits
+    return Channel(np.full(n, scale), np.full(n, offset), np.zeros(n), np.zeros(n), shots)
 
 
 def logits(weights: StudentWeights, embeddings: np.ndarray, circuit: Circuit = CIRCUIT) -> np.ndarray:
@@ -132,6 +145,19 @@ def test_interrupted_run_goes_on_to_the_weights_of_an_unbroken_one(
     assert_same_weights(continued.weights, unbroken.weights)
 
 
+def test_interrupted_run_on_a_channel_goes_on_with_the_same_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, channel = run_config(), make_channel(0.8, shots=50)
+    unbroken = run(config, tmp_path / "unbroken", channel=channel)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1 + 13 + 4)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "broken", channel=channel)
+    torch.manual_seed(99)
+    assert_same_weights(run(config, tmp_path / "broken", channel=channel).weights, unbroken.weights)
+
+
 def test_interrupted_run_loses_at_most_one_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1 + 7 + 7 + 6)
@@ -155,7 +181,9 @@ def test_other_configuration_or_data_is_another_run(tmp_path: Path) -> None:
     run(run_config(epochs=1, loss={"guidance": 0.9}), tmp_path)
     run(run_config(epochs=1), tmp_path, train=draw(120, seed=3))
     run(run_config(epochs=1), tmp_path, validation=draw(60, seed=3))
-    assert len(list(tmp_path.glob("toy-*.pt"))) == 5
+    run(run_config(epochs=1), tmp_path, channel=make_channel(0.9))
+    run(run_config(epochs=1), tmp_path, channel=make_channel(0.8))
+    assert len(list(tmp_path.glob("toy-*.pt"))) == 7
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -239,6 +267,43 @@ def test_guidance_chooses_between_teacher_and_labels(tmp_path: Path) -> None:
         accuracy[guidance] = run(config, tmp_path, wrong_train, wrong_validation).history[-1]["validation_accuracy"]
     assert accuracy[0.0] < 0.2
     assert accuracy[1.0] > 0.8
+
+
+def test_channel_that_changes_nothing_gives_the_weights_of_no_channel(tmp_path: Path) -> None:
+    # One batch an epoch: the channel draws noise, however small, and with it come batches in another order.
+    config = run_config(batch_size=len(TRAIN.targets))
+    plain, on_identity = (run(config, tmp_path, channel=channel) for channel in (None, make_channel()))
+    for name, value in vars(plain.weights).items():
+        np.testing.assert_allclose(getattr(on_identity.weights, name), value, rtol=5e-3, atol=2e-3, err_msg=name)
+
+
+def test_head_learnt_on_a_channel_fits_what_the_chip_gives_and_what_the_simulator_gives(tmp_path: Path) -> None:
+    config = run_config(epochs=15, head_learning_rate=0.1)
+    channel = make_channel(0.4, 0.5, shots=1000)
+
+    def losses(weights: StudentWeights) -> tuple[float, float]:
+        """On validation texts, of exact values and of the channel's."""
+        student = Student(
+            CIRCUIT, weights, CompiledEngine(compile_circuit(CIRCUIT.bind(ansatz=weights.ansatz.tolist())))
+        )
+        exact = student.expvals(student.angles(VALIDATION.embeddings))
+        torch.manual_seed(0)
+        found = (exact, channel(torch.tensor(exact)).numpy())
+        labels = (torch.tensor(VALIDATION.teacher_logits), torch.tensor(VALIDATION.targets))
+        exact_loss, chip_loss = (
+            distillation_loss(torch.tensor(student.logits_from_expvals(values)), *labels, config.loss).item()
+            for values in found
+        )
+        return exact_loss, chip_loss
+
+    plain, on_channel = (losses(run(config, tmp_path, channel=c).weights) for c in (None, channel))
+    assert max(on_channel) < 0.1 * plain[1]
+
+
+def test_validation_is_exact_whatever_the_channel(tmp_path: Path) -> None:
+    config = run_config(epochs=2)
+    distilled = run(config, tmp_path, channel=make_channel(0.2, 0.7, shots=20))
+    assert_weights_are_of_the_best_epoch(distilled, config, VALIDATION)
 
 
 def test_nan_from_the_teacher_is_refused_with_epoch_and_step(tmp_path: Path) -> None:

@@ -150,6 +150,27 @@ def test_test_texts_are_not_measured_unless_asked(finished: Task, tmp_path: Path
     assert "1562 trainable parameters" in out
 
 
+@needs_mindquantum
+def test_configured_chip_takes_part_in_training_and_is_measured(finished: Task, bundle: Bundle, tmp_path: Path) -> None:
+    config = tmp_path / "weather.toml"
+    config.write_text(CONFIG + "[hardware]\nshots = 512\n", encoding="utf-8")
+    arguments = ["distil", str(config), *finished.options[1:], "--out", str(tmp_path / "chip")]
+    out = output_of(arguments)
+    manifest = load_bundle(tmp_path / "chip").manifest
+    assert manifest.configuration["hardware"] == {"device": "baihua", "shots": 512}
+    channel = manifest.training["channel"]
+    assert channel["shots"] == 512
+    assert [len(channel[name]) for name in ("scale", "offset", "p10", "p01")] == [4] * 4
+    assert manifest.files["weights.safetensors"] != bundle.manifest.files["weights.safetensors"]
+    assert {"validation_accuracy", "validation_accuracy_on_chip"} < set(manifest.training["history"][0])
+    found = manifest.metrics["validation"]
+    # All 16 texts, as there are fewer than are drawn.
+    assert found["hardware_exact"] == found["student"]
+    for name in ("hardware_raw", "hardware_corrected"):
+        assert list(found[name]) == METRICS
+        assert name in out
+
+
 def test_command_in_the_manifest_makes_the_same_bundle_again(finished: Task, bundle: Bundle, tmp_path: Path) -> None:
     program, *arguments = shlex.split(bundle.manifest.command)
     assert program == "qdtrain"
