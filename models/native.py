@@ -63,6 +63,19 @@ def chain_order(circuit: Circuit) -> tuple[int, ...] | None:
     return tuple(order) if len(order) == circuit.n_qubits else None
 
 
+def placed(circuit: Circuit, path: Sequence[int]) -> tuple[int, ...] | None:
+    """Where each qubit of a circuit sits that is laid along a path of coupled qubits.
+
+    Returns:
+        None where the circuit fits no chain (see `chain_order`), or none so short.
+    """
+    order = chain_order(circuit)
+    if order is None or len(order) > len(path):
+        return None
+    position = {qubit: place for place, qubit in enumerate(order)}
+    return tuple(path[position[qubit]] for qubit in range(circuit.n_qubits))
+
+
 def routed(circuit: Circuit) -> tuple[Circuit, tuple[int, ...]]:
     """The circuit on the positions of a chain, swaps inserted where a gate's qubits are not neighbours.
 

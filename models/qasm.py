@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.circuit import GATES, Circuit, Gate
@@ -25,9 +25,24 @@ def to_qasm2(circuit: Circuit) -> str:
     Raises:
         UnboundParameterError: If an angle is still symbolic.
     """
-    lines = [*_QASM2_HEADER, f"qreg q[{circuit.n_qubits}];", f"creg c[{circuit.n_qubits}];"]
-    lines += _gates(circuit)
-    lines += [f"measure q[{qubit}] -> c[{qubit}];" for qubit in range(circuit.n_qubits)]
+    qubits = range(circuit.n_qubits)
+    return to_physical_qasm2(circuit.fused(), qubits, circuit.n_qubits, qubits)
+
+
+def to_physical_qasm2(circuit: Circuit, at: Sequence[int], width: int, measured: Sequence[int]) -> str:
+    """OpenQASM 2.0 of a bound circuit, gate for gate, its qubits where they are on a chip.
+
+    Args:
+        at: Number of each of its qubits in the register.
+        width: Size of the register.
+        measured: Its qubit that each classical bit is read from.
+
+    Raises:
+        UnboundParameterError: If an angle is still symbolic.
+    """
+    lines = [*_QASM2_HEADER, f"qreg q[{width}];", f"creg c[{len(measured)}];"]
+    lines += [line for gate in circuit.gates for line in _gate(circuit, gate, at)]
+    lines += [f"measure q[{at[qubit]}] -> c[{bit}];" for bit, qubit in enumerate(measured)]
     return "\n".join(lines) + "\n"
 
 
@@ -38,17 +53,14 @@ def to_qasm3(circuit: Circuit) -> str:
         UnboundParameterError: If an angle is still symbolic.
     """
     lines = [*_QASM3_HEADER, f"qubit[{circuit.n_qubits}] q;", f"bit[{circuit.n_qubits}] c;"]
-    lines += _gates(circuit)
+    at = range(circuit.n_qubits)
+    lines += [line for gate in circuit.fused().gates for line in _gate(circuit, gate, at)]
     lines += [f"c[{qubit}] = measure q[{qubit}];" for qubit in range(circuit.n_qubits)]
     return "\n".join(lines) + "\n"
 
 
-def _gates(circuit: Circuit) -> list[str]:
-    return [line for gate in circuit.fused().gates for line in _gate(circuit, gate)]
-
-
-def _gate(circuit: Circuit, gate: Gate) -> list[str]:
-    operands = [f"q[{qubit}]" for qubit in gate.qubits]
+def _gate(circuit: Circuit, gate: Gate, at: Sequence[int]) -> list[str]:
+    operands = [f"q[{at[qubit]}]" for qubit in gate.qubits]
     if gate.angle is None:
         return [f"{gate.name} {','.join(operands)};"]
     angle = f"{circuit.angle(gate):z.12f}"  # z: a zero has no sign, so that equal circuits are equal texts

@@ -14,8 +14,8 @@ from models.circuit import Circuit
 from models.device import Device, best_chain
 from models.engines.noisy import exact_counts, sample_counts
 from models.errors import StudentError
-from models.native import chain_order, routed, to_native
-from models.qasm import MeasuredCircuit, from_qasm2
+from models.native import placed, routed, to_native
+from models.qasm import MeasuredCircuit, from_qasm2, to_physical_qasm2
 from service.emulator.sampling import Measurement, Sample, SamplingError, Work
 
 
@@ -59,7 +59,8 @@ def run_circuit(work: Work) -> Sample:
         Measurement(cbit, compiled.chain[compiled.ends[qubit]], submitted.register[qubit])
         for cbit, qubit in sorted(submitted.measured.items())
     )
-    return Sample(by_bits, measurements, _executed(compiled, measurements, work.device))
+    width = max(work.device.qubits) + 1
+    return Sample(by_bits, measurements, to_physical_qasm2(compiled.circuit, compiled.chain, width, places))
 
 
 def compile_circuit(submitted: MeasuredCircuit, work: Work) -> Compiled:
@@ -76,10 +77,9 @@ def compile_circuit(submitted: MeasuredCircuit, work: Work) -> Compiled:
     if work.target_qubits and _fits(native, work.target_qubits, work.device):
         return Compiled(native, work.target_qubits, identity)
     path = work.target_qubits or best_chain(work.device, circuit.n_qubits)
-    order = chain_order(native)
-    if order is not None:
-        place = {qubit: position for position, qubit in enumerate(order)}
-        return Compiled(native, tuple(path[place[qubit]] for qubit in identity), identity)
+    chain = placed(native, path)
+    if chain is not None:
+        return Compiled(native, chain, identity)
     on_path, ends = routed(circuit)
     return Compiled(to_native(on_path), tuple(path), ends)
 
@@ -87,17 +87,3 @@ def compile_circuit(submitted: MeasuredCircuit, work: Work) -> Compiled:
 def _fits(circuit: Circuit, chain: Sequence[int], device: Device) -> bool:
     pairs = [sorted(chain[qubit] for qubit in gate.qubits) for gate in circuit.gates if len(gate.qubits) == 2]
     return all((a, b) in device.couplers for a, b in pairs)
-
-
-def _executed(compiled: Compiled, measurements: Sequence[Measurement], device: Device) -> str:
-    lines = [
-        "OPENQASM 2.0;",
-        'include "qelib1.inc";',
-        f"qreg q[{max(device.qubits) + 1}];",
-        f"creg c[{len(measurements)}];",
-    ]
-    for gate in compiled.circuit.gates:
-        angle = "" if gate.angle is None else f"({compiled.circuit.angle(gate):.12f})"
-        lines.append(f"{gate.name}{angle} {','.join(f'q[{compiled.chain[qubit]}]' for qubit in gate.qubits)};")
-    lines += [f"measure q[{m.physical_qubit}] -> c[{m.cbit}];" for m in measurements]
-    return "\n".join(lines) + "\n"

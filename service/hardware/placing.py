@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from models.circuit import Circuit
 from models.device import Device, best_chain
 from models.errors import StudentError
-from models.native import chain_order
+from models.native import placed
 from service.hardware.records import Run
 from service.providers.base import Program
 from service.settings import CHAIN_QUBITS
@@ -55,15 +55,6 @@ def path_of(asked: str, device: Device | None) -> tuple[int, ...] | None:
         return None
 
 
-def placed(circuit: Circuit, path: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Physical qubit of each qubit of a circuit; None where the circuit fits no chain."""
-    order = chain_order(circuit) if path is not None else None
-    if path is None or order is None or len(order) > len(path):
-        return None
-    position = {qubit: place for place, qubit in enumerate(order)}
-    return tuple(path[position[qubit]] for qubit in range(circuit.n_qubits))
-
-
 def programs(runs: Sequence[Run], parts: Sequence[Sequence[int]], best: tuple[int, ...] | None) -> list[Program]:
     """Every run's pieces, one run after the other.
 
@@ -76,5 +67,6 @@ def programs(runs: Sequence[Run], parts: Sequence[Sequence[int]], best: tuple[in
     for run, pieces in zip(runs, parts, strict=True):
         circuit = Circuit.from_json(json.loads(run.circuit))
         path = best if run.layout == _CHAIN else path_of(run.layout, None)
-        found += [Program(circuit, shots, placed(circuit, path)) for shots in pieces]
+        chain = None if path is None else placed(circuit, path)
+        found += [Program(circuit, shots, chain) for shots in pieces]
     return found

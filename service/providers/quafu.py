@@ -22,7 +22,7 @@ from quafu import errors as sdk
 
 from models.device import Device
 from models.native import to_native
-from models.qasm import to_qasm2
+from models.qasm import to_physical_qasm2, to_qasm2
 from service.errors import SettingsError
 from service.providers.answers import shown
 from service.providers.base import (
@@ -254,10 +254,4 @@ def _qasm(program: Program, physical: bool) -> str:
     if not physical or program.chain is None:
         return to_qasm2(program.circuit)
     at = program.chain
-    lines = ["OPENQASM 2.0;", 'include "qelib1.inc";', f"qreg q[{max(at) + 1}];", f"creg c[{len(at)}];"]
-    for gate in to_native(program.circuit).gates:
-        # As in `to_qasm2`, no exponents.
-        angle = "" if gate.angle is None else f"({gate.angle:.12f})"
-        lines.append(f"{gate.name}{angle} {','.join(f'q[{at[qubit]}]' for qubit in gate.qubits)};")
-    lines += [f"measure q[{physical_qubit}] -> c[{bit}];" for bit, physical_qubit in enumerate(at)]
-    return "\n".join(lines) + "\n"
+    return to_physical_qasm2(to_native(program.circuit), at, max(at) + 1, range(len(at)))
