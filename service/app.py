@@ -17,8 +17,7 @@ from service.batching import Batcher
 from service.handlers import add_handlers
 from service.hardware.cache import Cache
 from service.hardware.connection import connect
-from service.hardware.store import Store
-from service.hardware.target import target
+from service.hardware.store import open_store
 from service.hardware.watch import JobWatch
 from service.metrics import Metrics
 from service.middleware import BodyLimitMiddleware, RequestMiddleware
@@ -86,13 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _hardware(settings: Settings, redis_url: str) -> Hardware:
     redis = connect(redis_url)
-    store = Store(
-        redis,
-        target(settings.quafu_provider, settings.quafu_url, settings.quafu_device),
-        job_ttl_seconds=settings.job_ttl_seconds,
-        deadline_seconds=settings.job_deadline_seconds,
-        max_pending=settings.max_queued_circuits,
-    )
+    store = open_store(redis, settings)
     # A subscription waits for messages without end, which the other client's time-outs would not let it.
     listener = connect(redis_url, socket_timeout=None)
     watch = JobWatch(listener, store.events_channel)

@@ -11,8 +11,7 @@ from service.hardware.connection import connect
 from service.hardware.execution import Executor
 from service.hardware.placing import layout
 from service.hardware.readout import ReadoutSchedule
-from service.hardware.store import Store
-from service.hardware.target import target
+from service.hardware.store import open_store
 from service.jobs import run_worker
 from service.providers.make import make_provider
 from service.settings import Settings
@@ -27,16 +26,9 @@ async def work(settings: Settings) -> None:
     if settings.redis_url is None:
         raise SettingsError("QD_REDIS_URL is unset, expected the Redis that the service uses")
     redis_url = settings.redis_url.get_secret_value()
-    on = target(settings.quafu_provider, settings.quafu_url, settings.quafu_device)
     provider = make_provider(settings.quafu_provider, settings.quafu_url, settings.token(), settings.quafu_device)
     redis = connect(redis_url)
-    store = Store(
-        redis,
-        on,
-        job_ttl_seconds=settings.job_ttl_seconds,
-        deadline_seconds=settings.job_deadline_seconds,
-        max_pending=settings.max_queued_circuits,
-    )
+    store = open_store(redis, settings)
     executor = Executor(
         store,
         Cache(redis, settings.cache_ttl_seconds),
@@ -58,7 +50,7 @@ async def work(settings: Settings) -> None:
     try:
         await run_worker(
             redis_url,
-            on,
+            store.target,
             executor,
             readouts,
             concurrency=settings.worker_concurrency,

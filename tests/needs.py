@@ -1,7 +1,8 @@
-"""Marks of tests that need what not every Python can install."""
+"""Marks of tests that need what not every machine has."""
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -9,3 +10,4 @@ import pytest
 needs_mindquantum = pytest.mark.skipif(
     find_spec("mindquantum") is None, reason="needs mindquantum==0.12.0, which has no wheels for Python 3.12 and newer"
 )
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has ended")

@@ -74,7 +74,7 @@ class Delivery:
         job = await self._store.job(job_id)
         if job is None or job.status.is_final:
             return
-        statuses = {run.status for run in await self._store.runs(job.runs.values())}
+        statuses = await self._store.statuses(job.runs.values())
         if all(status.is_final for status in statuses):
             # A run ends before its outcome is handed out, so that all have ended does not mean that all is there.
             if job.spec.head is None:

@@ -105,13 +105,14 @@ class Executor:
         batch = await self._store.batch(token)
         if batch is None or not await self._store.is_open(token):
             return None
-        runs = [run for run in await self._store.runs(batch.runs) if run.batch == token]
-        for run in runs:
+        every = await self._store.runs(batch.runs)
+        own = [run for run in every if run.batch == token]
+        for run in own:
             if run.status.is_final:  # a worker may have stopped before it told the jobs
                 await self._delivery.finish(run, token, run.status)
-        runs = [run for run in runs if not run.status.is_final]
+        runs = [run for run in own if not run.status.is_final]
         try:
-            return await self._step(batch, runs)
+            return await self._step(batch, every, runs)
         except RedisError:
             raise
         except Exception:
@@ -122,11 +123,17 @@ class Executor:
             await self._fail(batch, runs, InternalError("a step of the service failed until the deadline"))
             return None
 
-    async def _step(self, batch: Batch, runs: list[Run]) -> float | None:
+    async def _step(self, batch: Batch, every: list[Run], runs: list[Run]) -> float | None:
+        """One step.
+
+        Args:
+            every: What was sent, in that order, ended or not; it fits the batch's parts.
+            runs: Those of the batch that have not ended.
+        """
         try:
             if batch.stage is BatchStage.SUBMITTED:
-                return await self._follow(batch)
-            return await self._send(batch, runs)
+                return await self._follow(batch, every, runs)
+            return await self._send(batch, every, runs)
         except (HoldError, MalformedAnswerError) as exc:
             return await self._hold(batch, runs, exc)
         except LostJobError as exc:
@@ -157,9 +164,9 @@ class Executor:
             # Each batch asks again before it is sent, and says why it does not go on.
             logger.warning("no limits from the provider", extra={"fields": {"detail": str(exc)}})
 
-    async def _send(self, batch: Batch, runs: list[Run]) -> float | None:
+    async def _send(self, batch: Batch, every: list[Run], runs: list[Run]) -> float | None:
         if batch.stage is BatchStage.INTENT:
-            runs = await self._still_wanted(batch, await self._without_late(batch, runs))
+            runs = every = await self._still_wanted(batch, await self._without_late(batch, runs))
             if not runs:
                 await self._store.close(batch)
                 return None
@@ -182,7 +189,6 @@ class Executor:
             raise UncertainSubmitError(
                 "a worker stopped while it submitted, and this provider cannot say whether the circuit arrived"
             )
-        every = await self._store.runs(batch.runs)
         try:
             job_id = await self._provider.submit(programs(every, batch.parts, batch.chain), batch.token)
         except HoldError:
@@ -218,12 +224,10 @@ class Executor:
 
     # --- at the provider --------------------------------------------------------------------------------------
 
-    async def _follow(self, batch: Batch) -> float | None:
+    async def _follow(self, batch: Batch, every: list[Run], waiting: list[Run]) -> float | None:
         job_id, submitted_at = batch.provider_job, batch.submitted_at
         assert job_id is not None
         assert submitted_at is not None
-        every = await self._store.runs(batch.runs)
-        waiting = [run for run in every if not run.status.is_final]
         # A worker may have stopped between storing the id and telling the jobs.
         queued = [run for run in waiting if run.status is Status.QUEUED]
         await self._delivery.mark(queued, Status.SUBMITTED, job_id)

@@ -19,8 +19,9 @@ from redis.asyncio import Redis
 
 from service.hardware import scripts
 from service.hardware.records import Batch, BatchStage, Hold, Job, JobSpec, Readout, Run, Status
-from service.hardware.target import Target
+from service.hardware.target import Target, target
 from service.schemas import HardwareResult
+from service.settings import Settings
 
 _HISTORY = 100
 _HEARTBEAT_SECONDS = 30
@@ -75,13 +76,13 @@ class Store:
             job_id: Its id; a new one without it.
         """
         job_id = job_id or uuid.uuid4().hex
+        common = {"shots": draft.spec.shots, "layout": draft.layout}
         created = await self._run(
             "CREATE",
             id=job_id,
             job={"id": job_id, "task": draft.task, "bundle": draft.bundle, "spec": draft.spec.model_dump_json()},
             runs=[
-                {"sha": sha, "id": uuid.uuid4().hex, "circuit": circuit, "shots": draft.spec.shots}
-                | {"layout": draft.layout}
+                {"sha": sha, "id": uuid.uuid4().hex, "circuit": circuit} | common
                 for sha, circuit in draft.circuits.items()
             ],
             max_pending=self.max_pending,
@@ -93,7 +94,7 @@ class Store:
         fields = _text(await self._redis.hgetall(self._key("job", job_id)))
         if not fields:
             return None
-        runs: dict[str, str] = json.loads(fields["runs"] or "{}") or {}
+        runs: dict[str, str] = json.loads(fields["runs"])
         provider_jobs = await self._provider_jobs(runs.values())
         return _job(fields, runs, provider_jobs)
 
@@ -161,6 +162,13 @@ class Store:
         for run_id in ids:
             pipeline.hgetall(self._key("run", run_id))
         return [_run(fields) for fields in await pipeline.execute() if fields]
+
+    async def statuses(self, ids: Iterable[str]) -> set[Status]:
+        """The states that runs are in; those that are gone are left out."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for run_id in ids:
+            pipeline.hget(self._key("run", run_id), "status")
+        return {Status(status) for status in await pipeline.execute() if status}
 
     async def waiting_for(self, runs: Sequence[Run]) -> set[str]:
         """The jobs that wait for any of some runs."""
@@ -302,6 +310,17 @@ class Store:
         for run_id in runs:
             pipeline.hget(self._key("run", run_id), "provider_job")
         return list(dict.fromkeys(job for job in await pipeline.execute() if job))
+
+
+def open_store(redis: Redis, settings: Settings) -> Store:
+    """The store that the settings mean, the same for the service and its workers."""
+    return Store(
+        redis,
+        target(settings.quafu_provider, settings.quafu_url, settings.quafu_device),
+        job_ttl_seconds=settings.job_ttl_seconds,
+        deadline_seconds=settings.job_deadline_seconds,
+        max_pending=settings.max_queued_circuits,
+    )
 
 
 def eta(job: Job, durations: Sequence[float]) -> float | None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from redis.asyncio import Redis
 from serving import TASKS, client_of, running, write_test_bundle
 
 from models.embedder import Embedder, find_embedder
 from service.embedded import embedded_redis
+from service.hardware.connection import connect
 from service.settings import Settings
 
 
@@ -34,6 +36,14 @@ async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[s
     """A real Valkey for all tests that keep to a target of their own."""
     async with embedded_redis(tmp_path_factory.mktemp("state")) as url:
         yield url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of that Valkey, as the service makes it."""
+    client = connect(redis_url)
+    yield client
+    await client.aclose()
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from needs import on_linux
 
 from service.child import child_command
 
 ROOT = Path(__file__).parents[2]
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has ended")
 
 # Starts a child that says on stdout that it is up and which signal ends it.
 PARENT = """

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import on_linux
+from processes import runs
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -29,7 +31,6 @@ from service.errors import AddressError, StartupError
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has ended")
 
 # The alarm ends what a failed test leaves behind.
 FOREVER = [sys.executable, "-c", "import signal; signal.alarm(120); signal.pause()"]
@@ -77,15 +78,6 @@ async def eventually(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process runs; a zombie, which only waits to be collected, does not."""
-    try:
-        os.kill(pid, 0)
-        return sys.platform != "linux" or Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 def events(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from hardware import DEVICE, SHOTS, FakeProvider, draft, new_target, store_for
 from redis.asyncio import Redis
 
 from service.hardware.cache import Cache
-from service.hardware.connection import connect
 from service.hardware.execution import Executor
 from service.hardware.readout import ReadoutSchedule
 from service.hardware.records import Job, Status
@@ -81,13 +80,6 @@ class World:
 @pytest.fixture
 def provider() -> FakeProvider:
     return FakeProvider()
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = connect(redis_url)
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture

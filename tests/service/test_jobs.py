@@ -10,8 +10,8 @@ import pytest
 from hardware import SHOTS, FakeProvider, draft, store_for
 from redis.asyncio import Redis
 
+from service.embedded import embedded_redis
 from service.hardware.cache import Cache
-from service.hardware.connection import connect
 from service.hardware.execution import Executor
 from service.hardware.readout import ReadoutSchedule
 from service.hardware.records import Job, Status
@@ -21,11 +21,11 @@ from service.jobs import run_worker
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = connect(redis_url)
-    yield client
-    await client.aclose()
+@pytest.fixture(scope="module")
+async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A Valkey of their own: the queue keeps values that are no text, and other tests read all that is in theirs."""
+    async with embedded_redis(tmp_path_factory.mktemp("jobs")) as url:
+        yield url
 
 
 @asynccontextmanager
