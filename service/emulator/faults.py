@@ -150,11 +150,13 @@ class FaultMiddleware:
         rule = self._faults.take(operation, _OF_WIRE) if operation is not None else None
         if rule is None:
             await self._app(scope, receive, send)
-        elif rule.fault is Fault.HANG:
-            # Once the client has gone the body can no longer be read.
-            request = await _whole(receive)
+            return
+        # Once the client has gone the body can no longer be read; and a connection that closes on an unread one is
+        # reset, which takes an answer with it.
+        receive = _replay(await _whole(receive), receive)
+        if rule.fault is Fault.HANG:
             await asyncio.sleep(rule.seconds)
-            await self._app(scope, _replay(request, receive), send)
+            await self._app(scope, receive, send)
         elif rule.fault is Fault.DROP:
             await _drop(send)
         elif rule.fault is Fault.DROP_AFTER:
