@@ -7,7 +7,10 @@ ServiceError
 │   └── AddressError                    the address to listen on or the state folder cannot be used
 └── ProblemError                    an answer, by the table `PROBLEMS`
     ├── MalformedBodyError
+    ├── UnauthenticatedError
+    ├── ForbiddenError
     ├── UnknownTaskError
+    ├── UnknownVersionError
     ├── UnknownPathError
     ├── UnknownJobError
     ├── MethodNotAllowedError
@@ -19,6 +22,8 @@ ServiceError
     ├── UnknownProviderError
     ├── ShotsError
     ├── BackendNotConfiguredError
+    ├── NoRedisError
+    ├── BundlesRejectedError
     ├── ClientGoneError
     ├── InternalError
     ├── HardwareError                   circuits gave no counts; also the error of a job
@@ -30,6 +35,8 @@ ServiceError
     │   └── DeadlineExceededError           it took too long
     └── RetryLaterError                 the same request may succeed later; says when
         ├── OverloadedError
+        ├── RateLimitedError
+        ├── BudgetExhaustedError
         ├── NotReadyError
         ├── StoreUnavailableError
         └── ShuttingDownError
@@ -87,8 +94,24 @@ class MalformedBodyError(ProblemError):
     """The body is not JSON in UTF-8."""
 
 
+class UnauthenticatedError(ProblemError):
+    """There is no API key, or not one that opens anything."""
+
+    def __init__(self, detail: str, **members: Any) -> None:
+        super().__init__(detail, **members)
+        self.headers["WWW-Authenticate"] = "Bearer"
+
+
+class ForbiddenError(ProblemError):
+    """The API key does not open this."""
+
+
 class UnknownTaskError(ProblemError):
     """No bundle is loaded for the task."""
+
+
+class UnknownVersionError(ProblemError):
+    """The task has no bundle of this version."""
 
 
 class UnknownPathError(ProblemError):
@@ -133,6 +156,14 @@ class ShotsError(ProblemError):
 
 class BackendNotConfiguredError(ProblemError):
     """The backend is known, but this service does not run it."""
+
+
+class NoRedisError(ProblemError):
+    """What is asked for is kept in Redis, and this service has none."""
+
+
+class BundlesRejectedError(ProblemError):
+    """The folder of bundles cannot be served as it is; those that are served stay."""
 
 
 class ClientGoneError(ProblemError):
@@ -183,6 +214,14 @@ class OverloadedError(RetryLaterError):
     """The queue is full."""
 
 
+class RateLimitedError(RetryLaterError):
+    """The key has made its requests of this minute."""
+
+
+class BudgetExhaustedError(RetryLaterError):
+    """The key has spent its shots of this day."""
+
+
 class NotReadyError(RetryLaterError):
     """A part of the service is not ready."""
 
@@ -210,11 +249,15 @@ class Problem:
 
 PROBLEMS: Mapping[type[ProblemError], Problem] = {
     MalformedBodyError: Problem("malformed-json", 400, "The body is not JSON"),
+    UnauthenticatedError: Problem("unauthenticated", 401, "An API key is needed"),
+    ForbiddenError: Problem("forbidden", 403, "The API key does not open this"),
     UnknownTaskError: Problem("unknown-task", 404, "There is no such task"),
+    UnknownVersionError: Problem("unknown-version", 404, "The task has no such version"),
     UnknownPathError: Problem("unknown-path", 404, "There is nothing at this path"),
     UnknownJobError: Problem("unknown-job", 404, "There is no such job"),
     MethodNotAllowedError: Problem("method-not-allowed", 405, "The path does not take this method"),
     BodyTooLargeError: Problem("body-too-large", 413, "The body is too large"),
+    BundlesRejectedError: Problem("bundles-rejected", 409, "The bundles must not be served"),
     UnsupportedMediaTypeError: Problem("unsupported-media-type", 415, "The body must be application/json"),
     InvalidRequestError: Problem("invalid-request", 422, "The request is not of the expected form"),
     TooManyTextsError: Problem("too-many-texts", 422, "The request holds too many texts"),
@@ -222,10 +265,13 @@ PROBLEMS: Mapping[type[ProblemError], Problem] = {
     UnknownProviderError: Problem("unknown-provider", 422, "This is not the provider in use"),
     ShotsError: Problem("shots", 422, "The backend does not take this number of shots"),
     OverloadedError: Problem("overloaded", 429, "Too many texts are waiting"),
+    RateLimitedError: Problem("rate-limited", 429, "The key makes too many requests"),
+    BudgetExhaustedError: Problem("budget-exhausted", 429, "The key has spent its shots"),
     # nginx's code for a client that left; it is only ever seen in logs and metrics.
     ClientGoneError: Problem("client-gone", 499, "The client closed the connection"),
     InternalError: Problem("internal", 500, "The service failed"),
     BackendNotConfiguredError: Problem("backend-not-configured", 501, "The backend is not configured here"),
+    NoRedisError: Problem("no-redis", 501, "The service has no Redis"),
     CircuitRejectedError: Problem("circuit-rejected", 502, "The provider refuses the circuit"),
     CircuitFailedError: Problem("circuit-failed", 502, "The device gave no counts"),
     LostByProviderError: Problem("lost-by-provider", 502, "The provider lost the job"),

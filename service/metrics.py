@@ -1,73 +1,159 @@
-"""Every Prometheus instrument, in a registry of its own for each app.
+"""Every Prometheus instrument, in a registry of its own for each process.
+
+A replica of the service holds `Metrics`, a worker `WorkerMetrics`; each answers on a port of its own, so that
+nothing is shared between processes but what is in Redis. What is in Redis is the same for all: every replica reads it
+when it is asked for metrics (`Shared`), and a query takes `max` of it and not `sum`.
 
 Labels come from bounded sets: `task` is a loaded task or `none`, `backend` a known backend or `none` (the request was
-refused before one was chosen), `route` a path template or `none`.
+refused before one was chosen), `route` a path template or `none`, `qubit` an index into the circuit.
+
+Where a trace is being recorded, histograms keep its id as the exemplar of the bucket; it is shown in the OpenMetrics
+format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
 
 from service.registry import LoadedBundle
+from service.tracing import exemplar
 
 NONE = "none"
-Outcome = Literal["ok", "invalid", "overloaded", "cancelled", "unavailable", "error"]
+Outcome = Literal["ok", "accepted", "invalid", "denied", "overloaded", "cancelled", "unavailable", "error"]
 
 _REQUEST_LABELS = ("task", "backend", "outcome")
 _MICROSECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2)
 _MILLISECONDS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
 _SECONDS = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_CALL_SECONDS = (1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+# A chip answers in seconds when nobody is before us, and in hours when many are.
+_HOURS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 14_400.0, 86_400.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_EXPVAL = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
-class Metrics:
-    """The instruments of one app."""
+class _Registered:
+    """Instruments in one registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        r = self.registry
-        self.requests = Counter("qd_requests", "Classify requests answered.", _REQUEST_LABELS, registry=r)
-        self.request_seconds = Histogram(
-            "qd_request_seconds",
-            "Time from a classify request's first byte to its answer.",
-            _REQUEST_LABELS,
-            buckets=_SECONDS,
-            registry=r,
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Every sample in the format that an Accept header asks for, and that format's content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(name, help_text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        return Gauge(name, help_text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help_text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, help_text, labels, buckets=buckets, registry=self.registry)
+
+    @property
+    def instruments(self) -> list[MetricWrapperBase]:
+        """Every instrument, by name."""
+        found = {each for each in vars(self).values() if isinstance(each, MetricWrapperBase)}
+        return sorted(found, key=lambda each: each._name)
+
+
+class Shared(_Registered):
+    """What is the same for every replica, as it is in Redis when it is asked for; absent while Redis is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue_circuits = self._gauge("qd_queue_circuits", "Circuits that wait to be sent to the provider.")
+        self.queue_oldest_seconds = self._gauge(
+            "qd_queue_oldest_seconds", "Age of the oldest circuit that waits to be sent; 0 if none does."
         )
-        self.texts = Counter("qd_texts", "Texts classified.", ("task", "backend"), registry=r)
-        self.http_responses = Counter(
-            "qd_http_responses", "Answers on every path, by path template and status.", ("route", "status"), registry=r
+        self.jobs = self._gauge("qd_jobs", "Jobs kept, by state.", "status")
+        self.job_oldest_seconds = self._gauge(
+            "qd_job_oldest_seconds", "Age of the oldest job that has not ended; 0 if all have."
         )
-        self.requests_in_flight = Gauge(
-            "qd_requests_in_flight", "Requests being answered, the one that reads this among them.", registry=r
+        self.worker_up = self._gauge("qd_worker_up", "1 if a worker was at work in the last half minute.")
+        self.device_online = self._gauge("qd_device_online", "1 if the device took jobs when a worker last asked.")
+        self.device_queue_jobs = self._gauge("qd_device_queue_jobs", "Jobs in the provider's own queue for the device.")
+        self.quota_left = self._gauge(
+            "qd_provider_quota_left", "Programs that the account may still run before the quota's next reset."
         )
-        self.queued_texts = Gauge("qd_queued_texts", "Texts that wait for the encoder.", registry=r)
-        self.tokenise_seconds = Histogram(
-            "qd_tokenise_seconds", "Tokenisation of one request's texts.", buckets=_MICROSECONDS, registry=r
+        self.provider_seen_timestamp = self._gauge(
+            "qd_provider_seen_timestamp_seconds", "When the provider last told a worker of itself."
         )
-        self.batch_wait_seconds = Histogram(
+        self.calibration_timestamp = self._gauge(
+            "qd_calibration_timestamp_seconds", "When the device's current calibration was first seen."
+        )
+        self.readout_timestamp = self._gauge(
+            "qd_readout_timestamp_seconds", "When the readout errors in use were measured."
+        )
+
+
+class Metrics(_Registered):
+    """The instruments of one replica of the service."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests = self._counter("qd_requests", "Classify requests answered.", *_REQUEST_LABELS)
+        self.request_seconds = self._histogram(
+            "qd_request_seconds", "Time from a classify request's first byte to its answer.", _SECONDS, *_REQUEST_LABELS
+        )
+        self.texts = self._counter("qd_texts", "Texts classified.", "task", "backend")
+        self.http_responses = self._counter(
+            "qd_http_responses", "Answers on every path, by path template and status.", "route", "status"
+        )
+        self.requests_in_flight = self._gauge(
+            "qd_requests_in_flight", "Requests being answered, the one that reads this among them."
+        )
+        self.job_followers = self._gauge("qd_job_followers", "Clients that wait for a job or follow its events.")
+        self.queued_texts = self._gauge("qd_queued_texts", "Texts that wait for the encoder.")
+        self.tokenise_seconds = self._histogram(
+            "qd_tokenise_seconds", "Tokenisation of one request's texts.", _MICROSECONDS
+        )
+        self.batch_wait_seconds = self._histogram(
             "qd_batch_wait_seconds",
             "Time that a tokenised request waits until the encoder starts on it.",
-            buckets=_MILLISECONDS,
-            registry=r,
+            _MILLISECONDS,
         )
-        self.batch_texts = Histogram("qd_batch_texts", "Texts in one forward pass.", buckets=_TEXTS, registry=r)
-        self.encoder_seconds = Histogram(
-            "qd_encoder_seconds", "One forward pass of the encoder.", buckets=_MILLISECONDS, registry=r
+        self.batch_texts = self._histogram("qd_batch_texts", "Texts in one forward pass.", _TEXTS)
+        self.encoder_seconds = self._histogram("qd_encoder_seconds", "One forward pass of the encoder.", _MILLISECONDS)
+        self.circuit_seconds = self._histogram(
+            "qd_circuit_seconds", "Reducer, circuit and head for one task's texts of a batch.", _MICROSECONDS, "task"
         )
-        self.circuit_seconds = Histogram(
-            "qd_circuit_seconds",
-            "Reducer, circuit and head for one task's texts of a batch.",
-            ("task",),
-            buckets=_MICROSECONDS,
-            registry=r,
+        self.cache_lookups = self._counter(
+            "qd_cache_lookups",
+            "Circuits looked up for hardware: `hit` had counts, `coalesced` were under way, `miss` were queued.",
+            "task",
+            "result",
         )
-        self.bundle_info = Gauge(
-            "qd_bundle_info", "1 for each bundle served.", ("task", "bundle", "embedder", "engine"), registry=r
+        self.comparisons = comparisons(self)
+        self.shadows = self._counter(
+            "qd_shadows",
+            "Requests answered by the simulator that were to run on hardware too: `cached`, `queued`, `dropped` (too "
+            "many at once) or `failed`.",
+            "task",
+            "outcome",
+        )
+        self.denied = self._counter(
+            "qd_denied",
+            "Requests refused for their key: `missing`, `unknown`, `expired`, `revoked`, `scope`, `rate` or `budget`.",
+            "reason",
+        )
+        self.reloads = self._counter("qd_reloads", "Attempts to load bundles anew: `ok` or `rejected`.", "outcome")
+        self.default_backend = self._gauge(
+            "qd_default_backend", "1 for the backend of requests that name none.", "task", "backend"
+        )
+        self.shadow_ratio = self._gauge(
+            "qd_shadow_ratio", "Share of the simulator's requests that run on hardware too, 0 to 1.", "task"
+        )
+        self.redis_up = self._gauge("qd_redis_up", "1 if Redis answered when it was last asked.")
+        self.bundle_info = self._gauge(
+            "qd_bundle_info", "1 for each bundle served.", "task", "bundle", "embedder", "engine"
         )
 
     def show_bundles(self, bundles: Iterable[LoadedBundle]) -> None:
@@ -79,19 +165,74 @@ class Metrics:
     def observe_request(self, task: str, backend: str, outcome: Outcome, seconds: float, n_texts: int) -> None:
         """Count one classify request; `n_texts` is counted where it was answered."""
         self.requests.labels(task, backend, outcome).inc()
-        self.request_seconds.labels(task, backend, outcome).observe(seconds)
+        self.request_seconds.labels(task, backend, outcome).observe(seconds, exemplar())
         if outcome == "ok":
             self.texts.labels(task, backend).inc(n_texts)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Every sample in the format that an Accept header asks for, and that format's content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+
+class WorkerMetrics(_Registered):
+    """The instruments of one worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dispatch_wait_seconds = self._histogram(
+            "qd_dispatch_wait_seconds", "Time that a circuit waits here until it is sent to the provider.", _HOURS
+        )
+        self.hardware_queue_seconds = self._histogram(
+            "qd_hardware_queue_seconds", "Time that a circuit waits at the provider until the device takes it.", _HOURS
+        )
+        self.hardware_execution_seconds = self._histogram(
+            "qd_hardware_execution_seconds", "Time from the device taking a circuit to its counts being here.", _HOURS
+        )
+        self.job_seconds = self._histogram(
+            "qd_job_seconds", "Time from a job's creation to its end, by how it ended.", _HOURS, "task", "status"
+        )
+        self.circuits_ended = self._counter(
+            "qd_circuits_ended", "Circuits that are over: `done`, `failed` or `cancelled`.", "status"
+        )
+        self.provider_calls = self._counter(
+            "qd_provider_calls", "Calls to the provider: `ok`, or why not.", "call", "outcome"
+        )
+        self.provider_call_seconds = self._histogram(
+            "qd_provider_call_seconds", "Time of a call to the provider.", _CALL_SECONDS, "call"
+        )
+        self.holds = self._counter("qd_holds", "Times that a batch had to wait, by reason.", "reason")
+        self.comparisons = comparisons(self)
+        self.expval_error = self._histogram(
+            "qd_expval_error",
+            "|<Z> on hardware - exact <Z>| of one qubit, `raw` and `corrected` for readout errors.",
+            _EXPVAL,
+            "qubit",
+            "values",
+        )
+        self.mitigation_shift = self._histogram(
+            "qd_mitigation_shift", "Mean over the qubits of |corrected <Z> - raw <Z>| of one circuit.", _EXPVAL
+        )
+        self.worker_steps = self._gauge("qd_worker_steps", "Steps that this worker has under way.")
+
+
+def comparisons(of: _Registered) -> Counter:
+    """Counted by the replica that answers from cached counts, and by the worker that delivers new ones."""
+    return of._counter(
+        "qd_comparisons",
+        "Results from hardware whose label is (`agree`) or is not (`disagree`) the exact one.",
+        "task",
+        "result",
+        "cached",
+    )
 
 
 def outcome_of(status: int) -> Outcome:
     """The outcome label of an HTTP status."""
-    exact: dict[int, Outcome] = {429: "overloaded", 499: "cancelled", 501: "unavailable", 503: "unavailable"}
+    exact: dict[int, Outcome] = {
+        202: "accepted",
+        401: "denied",
+        403: "denied",
+        429: "overloaded",
+        499: "cancelled",
+        501: "unavailable",
+        503: "unavailable",
+    }
     if status in exact:
         return exact[status]
     if status >= 500:

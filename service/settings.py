@@ -24,7 +24,7 @@ CHAIN_QUBITS = 11
 _MAX_DIGITS = 6
 _PREFIX = "QD_"
 # Tokens, and addresses that may hold a password.
-_SECRETIVE = frozenset({"redis_url", "quafu_url", "quafu_token", "quafu_token_file"})
+_SECRETIVE = frozenset({"redis_url", "quafu_url", "otlp_endpoint", "quafu_token", "quafu_token_file"})
 
 
 class BackendName(StrEnum):
@@ -78,6 +78,22 @@ class Settings(BaseSettings):
         default=32, ge=1, le=1024, description="Most texts in one forward pass of the encoder."
     )
     threads: int = Field(default=0, ge=0, le=256, description="Threads of one forward pass; 0 takes every core.")
+    allow_anonymous: bool = Field(
+        default=False,
+        description="Whether callers without a key may classify on an address that other machines reach. Without it "
+        "the service does not start on such an address until `qdserve keys create` has made a key.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="OpenTelemetry collector that traces are sent to over HTTP, such as `http://127.0.0.1:4318`; "
+        "unset, there are none.",
+    )
+    trace_ratio: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of traces that are recorded; a caller's `traceparent` says so for its own.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines written: `debug`, `info`, `warning` or `error`."
     )
@@ -151,6 +167,12 @@ class Settings(BaseSettings):
     worker_lease_seconds: int = Field(
         default=10, ge=1, le=3600, description="How long the step of a worker that has died is left alone."
     )
+    worker_metrics_host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address at which a worker answers Prometheus."
+    )
+    worker_metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Its port; 0 takes a free one, which the worker's log names."
+    )
     emulator_exact: bool = Field(default=False, description="Whether the emulator samples without noise.")
     emulator_queue_seconds: float = Field(
         default=1.0, ge=0.0, le=86_400.0, description="How long a job waits in the emulator's queue at least."
@@ -196,7 +218,7 @@ class Settings(BaseSettings):
             raise ValueError(f"expected at least {CHAIN_QUBITS} different numbers of qubits with commas between them")
         return value
 
-    @field_validator("quafu_url")
+    @field_validator("quafu_url", "otlp_endpoint")
     @classmethod
     def _is_an_address(cls, value: str | None) -> str | None:
         parts = urlsplit(value or "https://default")

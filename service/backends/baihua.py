@@ -6,19 +6,22 @@ import json
 from collections.abc import Mapping
 from time import perf_counter
 
+import numpy as np
+
 from models.circuit import Circuit
 from service.backends.base import Measurement, Pending, Work
-from service.batching import Batcher
-from service.errors import CircuitRejectedError, OverloadedError, ShotsError
+from service.batching import Batcher, Evaluation
+from service.errors import BudgetExhaustedError, CircuitRejectedError, OverloadedError, ShotsError
 from service.hardware.cache import Cache
 from service.hardware.placing import layout
-from service.hardware.records import CountsRecord, Head, Item, JobSpec, Readout
+from service.hardware.records import CountsRecord, Exact, Head, Item, JobSpec, Readout
 from service.hardware.results import hardware_result
-from service.hardware.store import Draft, Store
+from service.hardware.store import Draft, OverBudgetError, Store, seconds_to_midnight
 from service.hardware.target import fingerprint
 from service.registry import LoadedBundle
 from service.schemas import HardwareResult
 from service.settings import MAX_SHOTS, SHOTS_STEP, Settings
+from service.tracing import traceparent
 
 _RETRY_SECONDS = 10
 
@@ -46,10 +49,16 @@ class Baihua:
             ShotsError: If no device takes this number of shots.
             OverloadedError: If too many texts or circuits wait.
             CircuitRejectedError: If the provider refused one of the circuits less than a minute ago.
+            BudgetExhaustedError: If the caller may not spend the shots of the circuits that are not there yet.
             RedisError: If Redis does not answer.
         """
+        # Before the texts are evaluated: what is refused should cost nothing.
+        _shots(work.shots, self._settings.shots)
+        return await self.measure(bundle, work, await self._batcher.evaluate(bundle, work.texts))
+
+    async def measure(self, bundle: LoadedBundle, work: Work, evaluation: Evaluation) -> Measurement | Pending:
+        """Likewise for texts that have been evaluated; raises the same."""
         shots = _shots(work.shots, self._settings.shots)
-        evaluation = await self._batcher.evaluate(bundle, work.texts)
         begun = perf_counter()
         angles = await self._cache.settle_angles(bundle.id, work.texts, evaluation.angles)
         epoch = await self._store.calibration() if self._settings.cache_by_calibration else ""
@@ -65,7 +74,10 @@ class Baihua:
         missing = {sha: circuit for sha, circuit in circuits.items() if sha not in found}
         await self._require_not_refused(missing)
         head = Head.of(bundle.student.weights, bundle.labels)
-        items = [Item(sha=sha, truncated=truncated) for sha, truncated in zip(shas, evaluation.truncated, strict=True)]
+        items = [
+            Item(sha=sha, truncated=truncated, exact=exact)
+            for sha, truncated, exact in zip(shas, evaluation.truncated, _exact(bundle, angles), strict=True)
+        ]
         results = await self._results(found, head, items, work.top_k)
         if not missing:
             return Measurement(
@@ -75,12 +87,22 @@ class Baihua:
             )
         spec = JobSpec(
             head=head,
+            traceparent=traceparent(),
             top_k=work.top_k,
             shots=shots,
             items=[item.model_copy(update={"result": results.get((item.sha, item.truncated))}) for item in items],
         )
         bodies = {sha: json.dumps(circuit.to_json()) for sha, circuit in missing.items()}
-        job = await self._store.create(Draft(bundle.task, bundle.id, spec, placing, bodies))
+        try:
+            job = await self._store.create(Draft(bundle.task, bundle.id, spec, placing, bodies, work.budget))
+        except OverBudgetError:
+            assert work.budget is not None
+            raise BudgetExhaustedError(
+                f"{len(missing)} circuits of {shots} shots are more than what the key has left of its "
+                f"{work.budget.shots_per_day} shots a day (UTC)",
+                seconds_to_midnight(),
+                limit=work.budget.shots_per_day,
+            ) from None
         if job is None:
             raise OverloadedError(
                 f"{len(missing)} circuits were sent to a queue without room for them, expected at most "
@@ -115,6 +137,16 @@ class Baihua:
                 cached=True,
             )
         return results
+
+
+def _exact(bundle: LoadedBundle, angles: np.ndarray) -> list[Exact]:
+    """What the simulator finds for rows of angles."""
+    expvals = bundle.student.expvals(angles)
+    best = bundle.student.logits_from_expvals(expvals).argmax(axis=1)
+    return [
+        Exact(label=bundle.labels[label], expvals=row)
+        for label, row in zip(best.tolist(), expvals.tolist(), strict=True)
+    ]
 
 
 def _shots(asked: int | None, default: int) -> int:

@@ -8,8 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from service.batching import Evaluation
 from service.errors import BackendNotConfiguredError, UnknownBackendError
 from service.hardware.records import Job
+from service.hardware.store import Budget
 from service.registry import LoadedBundle
 from service.schemas import HardwareResult
 from service.settings import BackendName
@@ -21,15 +23,11 @@ class Classification:
 
     Attributes:
         probs: Shape (n_texts, n_classes), float64, rows sum to 1.
-        truncated: Whether each text was longer than the embedder reads.
-        embed_seconds: Tokenisation and forward passes that this request took part in.
-        circuit_seconds: Reducer, circuit and head likewise.
+        evaluation: What they come from; hardware may run the same angles.
     """
 
     probs: np.ndarray
-    truncated: Sequence[bool]
-    embed_seconds: float
-    circuit_seconds: float
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,13 @@ class Work:
         texts: At least one, none blank.
         top_k: Most scores of each result; None for all.
         shots: Shots of each circuit; None for as many as the backend takes by default.
+        budget: What the caller may spend on hardware; None for a caller without a limit.
     """
 
     texts: Sequence[str]
     top_k: int | None = None
     shots: int | None = None
+    budget: Budget | None = None
 
 
 class Backend(Protocol):

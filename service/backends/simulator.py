@@ -22,9 +22,4 @@ class Simulator:
         if work.shots is not None:
             raise ShotsError(f"shots is {work.shots}, expected none: the simulator is exact")
         evaluation = await self._batcher.evaluate(bundle, work.texts)
-        return Classification(
-            probs=softmax(evaluation.logits.astype(np.float64)),
-            truncated=evaluation.truncated,
-            embed_seconds=evaluation.embed_seconds,
-            circuit_seconds=evaluation.circuit_seconds,
-        )
+        return Classification(softmax(evaluation.logits.astype(np.float64)), evaluation)

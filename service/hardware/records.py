@@ -93,11 +93,25 @@ class Head(Record):
         return cls(labels=labels, weight=weights.head_weight.tolist(), bias=weights.head_bias.tolist())
 
 
+class Exact(Record):
+    """What the simulator finds for a text, to compare the device with."""
+
+    label: str
+    expvals: list[float]
+
+
 class Item(Record):
-    """One text of a job: its circuit's fingerprint, and its result where the counts were cached."""
+    """One text of a job.
+
+    Attributes:
+        sha: Its circuit's fingerprint.
+        exact: None in a measurement of readout errors.
+        result: Its result where the counts were cached.
+    """
 
     sha: str
     truncated: bool
+    exact: Exact | None = None
     result: HardwareResult | None = None
 
 
@@ -107,10 +121,12 @@ class JobSpec(Record):
     Attributes:
         head: None for a measurement of readout errors, whose two items are |0...0> and |1...1>.
         calibration_id: The device's calibration when such a measurement was asked for.
+        traceparent: The span that asked for it (W3C Trace Context); None if no trace is recorded.
     """
 
     head: Head | None
     calibration_id: str | None = None
+    traceparent: str | None = None
     top_k: int | None
     shots: int
     items: list[Item]
@@ -148,6 +164,7 @@ class Job(Record):
     Attributes:
         changes: When each state was entered, in that order.
         runs: The run of each fingerprint that was not cached.
+        n_queued: How many of these it brought into the queue; the others were under way already.
         results: By index of the item, as far as they are there.
         errors: Problem documents, likewise.
         provider_jobs: The provider's ids of the jobs that its runs travelled in.
@@ -161,6 +178,7 @@ class Job(Record):
     changes: dict[Status, float]
     spec: JobSpec
     runs: dict[str, str]
+    n_queued: int
     results: dict[int, HardwareResult]
     errors: dict[int, dict[str, Any]]
     hold: Hold | None

@@ -12,6 +12,7 @@ may have been lost. Keys below the prefix:
     batch:<token>       hash: fields of `Batch`
     batches             sorted set of open batches by creation
     events              channel: the id of a job that has changed
+    spent:<key>:<day>   shots that an API key has spent on a day (UTC)
 """
 
 from __future__ import annotations
@@ -48,18 +49,29 @@ local function finish(id, status)
 end
 """
 
-# A new job, and a run for each of its circuits that is not already under way. {now, id, job, runs, max_pending};
-# 1, or 0 if the queue has no room for its runs.
+# A new job, and a run for each of its circuits that is not already under way; only these are paid for.
+# {now, id, job, runs, max_pending, budget: {key, day, limit, ttl} or null}; the number of these runs, -1 if the queue
+# has no room for them, or -2 if the key may not spend their shots.
 CREATE = (
     _PRELUDE
     + """
 local job = p .. 'job:' .. a.id
-if redis.call('EXISTS', job) == 1 then return 1 end
-local fresh = 0
+local known = redis.call('HGET', job, 'n_queued')
+if known then return tonumber(known) end
+local fresh, shots = 0, 0
 for _, run in ipairs(a.runs) do
-  if redis.call('HEXISTS', p .. 'inflight', run.sha) == 0 then fresh = fresh + 1 end
+  if redis.call('HEXISTS', p .. 'inflight', run.sha) == 0 then
+    fresh = fresh + 1
+    shots = shots + run.shots
+  end
 end
-if redis.call('LLEN', p .. 'pending') + fresh > a.max_pending then return 0 end
+if redis.call('LLEN', p .. 'pending') + fresh > a.max_pending then return -1 end
+if a.budget and a.budget ~= cjson.null then
+  local spent = p .. 'spent:' .. a.budget.key .. ':' .. a.budget.day
+  if shots > 0 and tonumber(redis.call('GET', spent) or '0') + shots > a.budget.limit then return -2 end
+  redis.call('INCRBY', spent, shots)
+  redis.call('EXPIRE', spent, a.budget.ttl)
+end
 local runs = {}
 for _, run in ipairs(a.runs) do
   local id = redis.call('HGET', p .. 'inflight', run.sha)
@@ -74,11 +86,12 @@ for _, run in ipairs(a.runs) do
   redis.call('SADD', p .. 'run:' .. id .. ':jobs', a.id)
   runs[run.sha] = id
 end
-redis.call('HSET', job, 'status', 'queued', 'at:queued', a.now, 'created_at', a.now, 'runs', cjson.encode(runs))
+redis.call('HSET', job, 'status', 'queued', 'at:queued', a.now, 'created_at', a.now, 'runs', cjson.encode(runs),
+  'n_queued', fresh)
 for field, value in pairs(a.job) do redis.call('HSET', job, field, value) end
 redis.call('ZADD', p .. 'jobs:queued', a.now, a.id)
 redis.call('ZADD', p .. 'jobs:queued:' .. a.job.task, a.now, a.id)
-return 1
+return fresh
 """
 )
 

@@ -11,6 +11,7 @@ import statistics
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from time import time
 from typing import Any
 
@@ -25,7 +26,26 @@ from service.settings import Settings
 
 _HISTORY = 100
 _HEARTBEAT_SECONDS = 30
+_NO_ROOM, _NO_BUDGET = -1, -2
+_BUDGET_TTL_SECONDS = 2 * 86_400
 _NAMES = ("CREATE", "CLAIM", "SPLIT", "SEND", "UPDATE", "MARK", "FINISH", "MOVE", "CANCEL")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an API key may spend.
+
+    Attributes:
+        key: Its id.
+        shots_per_day: Most shots in a day (UTC) that it may bring into the queue.
+    """
+
+    key: str
+    shots_per_day: int
+
+
+class OverBudgetError(Exception):
+    """A job's new circuits have more shots than its key has left today."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class Draft:
     Attributes:
         layout: How its circuits are laid on the chip.
         circuits: JSON of the bound circuit of each fingerprint that must be run.
+        budget: Who pays for those that are not under way already; None if nobody's budget does.
     """
 
     task: str
@@ -42,6 +63,7 @@ class Draft:
     spec: JobSpec
     layout: str
     circuits: Mapping[str, str]
+    budget: Budget | None = None
 
 
 class Store:
@@ -74,6 +96,9 @@ class Store:
 
         Args:
             job_id: Its id; a new one without it.
+
+        Raises:
+            OverBudgetError: If whoever pays has not enough left; nothing is stored then.
         """
         job_id = job_id or uuid.uuid4().hex
         common = {"shots": draft.spec.shots, "layout": draft.layout}
@@ -86,8 +111,15 @@ class Store:
                 for sha, circuit in draft.circuits.items()
             ],
             max_pending=self.max_pending,
+            budget=_budget(draft.budget),
         )
-        return await self.job(job_id) if created else None
+        if created == _NO_BUDGET:
+            raise OverBudgetError
+        return None if created == _NO_ROOM else await self.job(job_id)
+
+    async def spent(self, key: str) -> int:
+        """Shots that an API key has brought into the queue today (UTC)."""
+        return int(await self._redis.get(f"{self._prefix}spent:{key}:{_today()}") or 0)
 
     async def job(self, job_id: str) -> Job | None:
         """A job as it is now; None if there is none of this id, or no longer."""
@@ -340,6 +372,23 @@ def eta(job: Job, durations: Sequence[float]) -> float | None:
     return None
 
 
+def seconds_to_midnight() -> int:
+    """Seconds until the budgets' next day (UTC) begins, at least 1."""
+    now = datetime.now(UTC)
+    midnight = datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC)
+    return max(1, int((midnight - now).total_seconds()))
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _budget(budget: Budget | None) -> dict[str, str | int] | None:
+    if budget is None:
+        return None
+    return {"key": budget.key, "day": _today(), "limit": budget.shots_per_day, "ttl": _BUDGET_TTL_SECONDS}
+
+
 def _fields(batch: Batch) -> dict[str, str]:
     """What may change of a batch, its stage apart."""
     return {
@@ -378,6 +427,7 @@ def _job(fields: Mapping[str, str], runs: dict[str, str], provider_jobs: list[st
         changes=changes,
         spec=JobSpec.model_validate_json(fields["spec"]),
         runs=runs,
+        n_queued=int(fields.get("n_queued", len(runs))),
         results={i: HardwareResult.model_validate_json(value) for i, value in indexed("result").items()},
         errors={i: json.loads(value) for i, value in indexed("error").items()},
         hold=Hold.model_validate_json(fields["hold"]) if "hold" in fields else None,

@@ -140,9 +140,10 @@ async def classify(
         if job.status is not Status.DONE or len(measured) < len(body.inputs):
             return _unfinished(job, await _expected(state.hardware.store, job))
         answer = Measurement(measured, answer.embed_seconds, perf_counter() - begun)
+    parts = answer.evaluation if isinstance(answer, Classification) else answer
     timing = Timing(
-        embed_ms=_milliseconds(answer.embed_seconds),
-        circuit_ms=_milliseconds(answer.circuit_seconds),
+        embed_ms=_milliseconds(parts.embed_seconds),
+        circuit_ms=_milliseconds(parts.circuit_seconds),
         total_ms=_milliseconds(perf_counter() - request.state.arrived_at),
     )
     common: dict[str, Any] = {"task": bundle.task, "backend": name.value, "bundle": bundle.id, "timing": timing}
@@ -182,7 +183,7 @@ def results(answer: Classification, labels: list[str], top_k: int | None) -> lis
     """One result a text, labels best first; equal probabilities keep the order of the labels."""
     order = np.argsort(-answer.probs, axis=1, kind="stable")
     found = []
-    for probs, best, truncated in zip(answer.probs.tolist(), order.tolist(), answer.truncated, strict=True):
+    for probs, best, truncated in zip(answer.probs.tolist(), order.tolist(), answer.evaluation.truncated, strict=True):
         scores = [Score(label=labels[i], score=probs[i]) for i in best]
         found.append(Result(label=scores[0].label, score=scores[0].score, scores=scores[:top_k], truncated=truncated))
     return found
