@@ -10,17 +10,24 @@ import logging
 import logging.config
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass
 class RequestFacts:
-    """What is known of the request in hand; handlers fill it in for its log line and its metrics."""
+    """What is known of the request in hand; handlers fill it in for its log line, its metrics and its answer.
+
+    Attributes:
+        key: Id of the API key it came with.
+        headers: For the answer, whether it becomes a result or a problem.
+    """
 
     request_id: str
+    key: str | None = None
     backend: str | None = None
     n_texts: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 request_facts: ContextVar[RequestFacts | None] = ContextVar("request_facts", default=None)

@@ -46,7 +46,7 @@ class RequestMiddleware:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                MutableHeaders(scope=message)["X-Request-ID"] = facts.request_id
+                MutableHeaders(scope=message).update({"X-Request-ID": facts.request_id} | facts.headers)
             await send(message)
 
         self._state.metrics.requests_in_flight.inc()
@@ -76,6 +76,7 @@ class RequestMiddleware:
             "route": route,
             "status": status,
             "task": task,
+            "key": facts.key,
             "backend": facts.backend,
             "texts": facts.n_texts,
             "duration_ms": round(seconds * 1e3, 3),

@@ -151,7 +151,7 @@ async def test_one_log_line_a_request_without_its_texts(client: httpx.AsyncClien
     await client.get("/tasks/topic/circuit", params={"text": "a secret"}, headers={"X-Request-ID": "id-2"})
     await client.get("/a-secret-path", headers={"X-Request-ID": "id-3"})
     found = [{key: line.get(key) for key in line if key not in ("time", "duration_ms")} for line in lines]
-    common = {"level": "info", "logger": "service.middleware", "message": "request"}
+    common = {"level": "info", "logger": "service.middleware", "message": "request", "key": None}
     assert found == [
         common
         | {"request_id": "id-1", "method": "POST", "route": "/classify/{task}", "status": 200}
