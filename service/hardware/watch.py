@@ -61,6 +61,8 @@ class JobWatch:
     async def _run(self) -> None:
         while True:
             try:
+                # A cluster's client takes the node from what it knows of them, which is nothing before this.
+                await self._redis.initialize()
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(self._channel)
                     while True:
@@ -74,6 +76,8 @@ class JobWatch:
                                 event.set()
             except RedisError as exc:
                 logger.warning("no job events", extra={"fields": {"detail": str(exc)}})
+                with suppress(RedisError):
+                    await self._redis.aclose()  # the next time it asks anew where a cluster's nodes are
             self._wake_all()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
