@@ -1,4 +1,4 @@
-"""Rewrite the README's tables from the files that commands wrote, and its example's output from the service itself.
+"""Rewrite the tables of README and docs from the code and what commands measured, and the example's output.
 
     python -m benchmarks.readme [--check]
 
@@ -16,11 +16,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import TARGET_POINTS, points_lost
 from benchmarks.serving import ROOT, serving
 from models.bundle import SHIPPED
+from service.metrics import metrics_table
 from service.settings import settings_table
 
 README = ROOT / "README.md"
@@ -34,13 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is out of date")
     options = parser.parse_args(argv)
-    before = README.read_text(encoding="utf-8")
-    after = with_tables(before)
+    before = {path: path.read_text(encoding="utf-8") for path in TABLES}
+    after = {path: with_tables(path, text) for path, text in before.items()}
     if options.check:
-        if after != before:
-            sys.stderr.write("README.md: a table is out of date; run `make readme`\n")
-        return int(after != before)
-    README.write_text(between(after, "example", f"```text\n{example_output(after)}```"), encoding="utf-8")
+        stale = [path for path in TABLES if after[path] != before[path]]
+        for path in stale:
+            sys.stderr.write(f"{path.relative_to(ROOT)}: a table is out of date; run `make readme`\n")
+        return int(bool(stale))
+    example = f"```text\n{example_output(after[README])}```"
+    after[README] = between(after[README], "example", example, README)
+    for path, text in after.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 
@@ -56,18 +62,18 @@ def example_output(readme: str) -> str:
     return printed.getvalue()
 
 
-def between(text: str, name: str, content: str) -> str:
-    """The text with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
+def between(text: str, name: str, content: str, path: Path) -> str:
+    """The text of a file with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md: expected <!-- {name} --> and <!-- /{name} -->, found none")
+        raise ValueError(f"{path.name}: expected <!-- {name} --> and <!-- /{name} -->, found none")
     return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
 
 
-def with_tables(text: str) -> str:
-    """The text with every table made anew."""
-    for name, table in TABLES.items():
-        text = between(text, name, table())
+def with_tables(path: Path, text: str) -> str:
+    """The text of a file of `TABLES` with every table made anew."""
+    for name, table in TABLES[path].items():
+        text = between(text, name, table(), path)
     return text
 
 
@@ -173,12 +179,15 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES: Mapping[str, Callable[[], str]] = {
-    "accuracy": accuracy_table,
-    "speed": speed_table,
-    "embedder": embedder_table,
-    "hardware": hardware_table,
-    "settings": settings_table,
+TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    README: {
+        "accuracy": accuracy_table,
+        "speed": speed_table,
+        "embedder": embedder_table,
+        "hardware": hardware_table,
+        "settings": settings_table,
+    },
+    ROOT / "docs" / "metrics.md": {"metrics": metrics_table},
 }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -17,11 +18,14 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from opentelemetry import trace
+from opentelemetry.trace import Span, Tracer
 
 from models.embedder import Tokens
 from service.errors import OverloadedError, ShuttingDownError
 from service.metrics import Metrics
 from service.registry import LoadedBundle
+from service.tracing import OFF, Period, exemplar, record
 
 # Every text of a batch is padded to its longest: up to this many tokens that is cheap, beyond it up to this factor.
 _CHEAP_TOKENS = 16
@@ -55,6 +59,7 @@ class _Request:
     n_texts: int
     future: asyncio.Future[None]
     n_waiting: int
+    span: Span  # of whoever asks
     tokens: list[Tokens] = field(default_factory=list)
     tokenised_at: float | None = None  # None again once a batch has begun on it
     angles: dict[int, np.ndarray] = field(default_factory=dict)
@@ -80,7 +85,7 @@ class _Share:
     rows: list[_Row]
     angles: np.ndarray
     logits: np.ndarray
-    seconds: float
+    period: Period
     error: Exception | None = None
 
 
@@ -91,10 +96,12 @@ class Batcher:
         metrics: Where batches are observed.
         max_batch_texts: Most texts in one forward pass.
         max_queued_texts: Most texts that wait for one.
+        tracer: Records the parts of an evaluation below the span that is current when it is asked for.
     """
 
-    def __init__(self, metrics: Metrics, *, max_batch_texts: int, max_queued_texts: int) -> None:
+    def __init__(self, metrics: Metrics, *, max_batch_texts: int, max_queued_texts: int, tracer: Tracer = OFF) -> None:
         self._metrics = metrics
+        self._tracer = tracer
         self._max_batch_texts = max_batch_texts
         self._max_queued_texts = max_queued_texts
         self._task: asyncio.Task[None] | None = None
@@ -133,15 +140,17 @@ class Batcher:
         """
         self._check_room(len(texts))
         loop = asyncio.get_running_loop()
-        request = _Request(bundle, len(texts), loop.create_future(), n_waiting=len(texts))
+        request = _Request(bundle, len(texts), loop.create_future(), len(texts), trace.get_current_span())
         self._requests.add(request)
         self._add_waiting(len(texts))
         try:
             begun = perf_counter()
             request.tokens = await loop.run_in_executor(self._tokeniser, bundle.embedder.tokenise, texts)
             request.tokenised_at = perf_counter()
-            request.embed_seconds = request.tokenised_at - begun
-            self._metrics.tokenise_seconds.observe(request.embed_seconds)
+            tokenising = Period(begun, request.tokenised_at)
+            request.embed_seconds = tokenising.seconds
+            self._metrics.tokenise_seconds.observe(tokenising.seconds, exemplar(request.span))
+            record(self._tracer, "tokenise", request.span, tokenising)
             if not request.future.done():  # it is if the batcher stopped meanwhile
                 self._rows += [_Row(request, index) for index in range(len(texts))]
                 self._wake.set()
@@ -180,16 +189,15 @@ class Batcher:
             await self._wake.wait()
             while self._rows:
                 rows = self._next_batch()
-                begun = perf_counter()
                 try:
-                    encoder_seconds, shares = await loop.run_in_executor(self._encoder, _compute, rows)
+                    encoding, shares = await loop.run_in_executor(self._encoder, _compute, rows)
                 except Exception as exc:
                     for request in {row.request for row in rows}:
                         self._fail(request, exc)
                     continue
-                self._observe(rows, begun, encoder_seconds)
+                self._observe(rows, encoding)
                 for request in {row.request for row in rows}:
-                    request.embed_seconds += encoder_seconds
+                    request.embed_seconds += encoding.seconds
                 for share in shares:
                     self._deliver(share)
             self._wake.clear()
@@ -213,28 +221,35 @@ class Batcher:
         self._add_waiting(-len(batch))
         return batch
 
-    def _observe(self, rows: list[_Row], begun: float, encoder_seconds: float) -> None:
+    def _observe(self, rows: list[_Row], encoding: Period) -> None:
+        n_rows = Counter(row.request for row in rows)
         self._metrics.batch_texts.observe(len(rows))
-        self._metrics.encoder_seconds.observe(encoder_seconds)
-        for request in {row.request for row in rows}:
+        self._metrics.encoder_seconds.observe(encoding.seconds, _exemplar(n_rows))
+        for request, n_texts in n_rows.items():
             if request.tokenised_at is not None:
-                self._metrics.batch_wait_seconds.observe(begun - request.tokenised_at)
+                waiting = Period(request.tokenised_at, encoding.begun)
+                self._metrics.batch_wait_seconds.observe(waiting.seconds, exemplar(request.span))
+                record(self._tracer, "batch wait", request.span, waiting)
                 request.tokenised_at = None
-        newest = (perf_counter() - begun) / len(rows)
+            numbers = {"qd.texts": n_texts, "qd.batch_texts": len(rows)}
+            record(self._tracer, "encoder", request.span, encoding, numbers)
+        newest = (perf_counter() - encoding.begun) / len(rows)
         self._seconds_per_text += _SMOOTHING * (newest - self._seconds_per_text)
 
     def _deliver(self, share: _Share) -> None:
-        requests = {row.request for row in share.rows}
+        requests = Counter(row.request for row in share.rows)
         if share.error is not None:
             for request in requests:
                 self._fail(request, share.error)
             return
-        self._metrics.circuit_seconds.labels(share.rows[0].request.bundle.task).observe(share.seconds)
+        task = share.rows[0].request.bundle.task
+        self._metrics.circuit_seconds.labels(task).observe(share.period.seconds, _exemplar(requests))
         for position, row in enumerate(share.rows):
             row.request.angles[row.index] = share.angles[position]
             row.request.logits[row.index] = share.logits[position]
-        for request in requests:
-            request.circuit_seconds += share.seconds
+        for request, n_texts in requests.items():
+            record(self._tracer, "circuit", request.span, share.period, {"qd.texts": n_texts})
+            request.circuit_seconds += share.period.seconds
             if len(request.logits) == request.n_texts and not request.future.done():
                 request.future.set_result(None)
 
@@ -256,16 +271,21 @@ class Batcher:
         self._metrics.queued_texts.set(self._n_waiting)
 
 
-def _compute(rows: Sequence[_Row]) -> tuple[float, list[_Share]]:
+def _exemplar(requests: Iterable[_Request]) -> dict[str, str] | None:
+    """Of one of the requests that are traced, if any is."""
+    return next(filter(None, (exemplar(request.span) for request in requests)), None)
+
+
+def _compute(rows: Sequence[_Row]) -> tuple[Period, list[_Share]]:
     """One forward pass for all rows, then each bundle's student on its own; runs on the encoder's thread."""
     embedder = rows[0].request.bundle.embedder
     begun = perf_counter()
     pooled = embedder.pooled([row.request.tokens[row.index] for row in rows])
-    encoder_seconds = perf_counter() - begun
+    encoding = Period(begun, perf_counter())
     shares: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
         shares.setdefault(row.request.bundle.id, []).append(position)
-    return encoder_seconds, [_share([rows[p] for p in positions], pooled[positions]) for positions in shares.values()]
+    return encoding, [_share([rows[p] for p in positions], pooled[positions]) for positions in shares.values()]
 
 
 def _share(rows: list[_Row], pooled: np.ndarray) -> _Share:
@@ -275,5 +295,5 @@ def _share(rows: list[_Row], pooled: np.ndarray) -> _Share:
         angles = bundle.student.angles(bundle.embedder.select(pooled, bundle.features))
         logits = bundle.student.logits(angles)
     except Exception as exc:  # one task's fault must not fail the other tasks of the batch
-        return _Share(rows, np.empty(0), np.empty(0), perf_counter() - begun, exc)
-    return _Share(rows, angles, logits, perf_counter() - begun)
+        return _Share(rows, np.empty(0), np.empty(0), Period(begun, perf_counter()), exc)
+    return _Share(rows, angles, logits, Period(begun, perf_counter()))

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # `port` of the emulator is its own and not the service's.
         settings = load_settings(**({} if parsed.command == "emulator" else overrides))
-        configure_logging(settings.log_level)
+        # What a child of the command does is no news to whoever asks for a table.
+        configure_logging("warning" if parsed.command == "keys" else settings.log_level)
         match parsed.command:
             # Each command loads what it needs and nothing of the others.
             case "serve":
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _emulate(settings, parsed.port, parsed.state)
             case "check":
                 return asyncio.run(_check(settings))
+            case "keys":
+                asyncio.run(_keys(settings, parsed))
     except (ServiceError, StudentError) as exc:
         print(f"qdserve: {exc}", file=sys.stderr)
         return _CANNOT_START
@@ -87,7 +90,61 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="check the provider; that of QD_QUAFU_PROVIDER unless one is named",
     )
+    _add_keys(commands.add_parser("keys", help="make, list and revoke API keys", description="API keys, in Redis."))
     return parser
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    create = commands.add_parser(
+        "create",
+        help="make a key",
+        description="Make a key and print it on stdout, once. From the first key on, the service asks for one.",
+    )
+    create.add_argument("name", metavar="NAME", help="whose it is")
+    create.add_argument(
+        "--scope",
+        action="append",
+        required=True,
+        dest="scopes",
+        metavar="SCOPE",
+        help="what it is for: classify, hardware or admin; may be given several times, as none implies another",
+    )
+    create.add_argument("--expires", metavar="WHEN", help="30d, 12h, or an ISO date or time in UTC; never without it")
+    create.add_argument(
+        "--requests-per-minute", type=int, metavar="N", help="most requests in a minute, 0 for any; 600 without it"
+    )
+    create.add_argument(
+        "--shots-per-day",
+        type=int,
+        metavar="N",
+        help="most shots that it may bring into the hardware's queue in a day (UTC), 0 for any; 1024000 without it",
+    )
+    commands.add_parser("list", help="list the keys", description="List the keys, without what opens anything.")
+    revoke = commands.add_parser(
+        "revoke", help="make a key open nothing", description="Make a key open nothing, within 2 s on every replica."
+    )
+    revoke.add_argument("id", metavar="ID", help="the key's id, the part between the underscores")
+
+
+async def _keys(settings: Settings, parsed: argparse.Namespace) -> None:
+    from service.control import commands
+
+    match parsed.action:
+        case "create":
+            limits = {
+                name: value
+                for name in ("requests_per_minute", "shots_per_day")
+                if (value := getattr(parsed, name)) is not None
+            }
+            key, facts = await commands.create(settings, parsed.name, parsed.scopes, parsed.expires, **limits)
+            # Alone on stdout, so that it can be piped.
+            print(key, flush=True)
+            print(facts, file=sys.stderr)
+        case "list":
+            print(await commands.show(settings))
+        case "revoke":
+            print(await commands.revoke(settings, parsed.id), file=sys.stderr)
 
 
 def _emulate(settings: Settings, port: int, state: Path | None) -> None:

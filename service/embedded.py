@@ -24,6 +24,7 @@ _PING_SECONDS = 1.0
 _SILENCE_SECONDS = 30.0
 _ORPHAN_SECONDS = 15.0
 _N_LOG_LINES = 5
+_SOCKET = "valkey.sock"
 # sun_path is 104 bytes on macOS and 108 on Linux, with the zero at its end.
 _MAX_SOCKET_PATH_BYTES = 103
 
@@ -67,7 +68,28 @@ async def embedded_redis(state_dir: Path) -> AsyncIterator[str]:
                     await _until_ready(child, socket)
                 except StartupError as exc:
                     raise StartupError(f"{exc}; {log} ends: {_tail(log, n_bytes_before)}") from exc
-                yield f"unix://{quote(str(socket))}"
+                yield _url(socket)
+
+
+@asynccontextmanager
+async def reach_redis(state_dir: Path) -> AsyncIterator[str]:
+    """The URL of the Valkey that a service runs under `state_dir`, or else of one that runs within this context.
+
+    Raises:
+        AddressError: As `embedded_redis` does; also if a service is only about to start there.
+        StartupError: Likewise.
+    """
+    # It may be a link to a path that is short enough.
+    socket = (state_dir.absolute() / "valkey" / _SOCKET).resolve()
+    if (await _ping(socket)).startswith(b"+PONG"):
+        yield _url(socket)
+    else:
+        async with embedded_redis(state_dir) as url:
+            yield url
+
+
+def _url(socket: Path) -> str:
+    return f"unix://{quote(str(socket))}"
 
 
 def _valkey_program() -> str:
@@ -135,12 +157,19 @@ def _runs(pid: str) -> bool:
 
 @contextmanager
 def _socket_path(folder: Path) -> Iterator[Path]:
-    """Where to put the socket: in the folder, or in a private temporary one if that path is too long for a socket."""
+    """Where to put the socket: in the folder, or in a private temporary one if that path is too long for a socket.
+
+    The folder then has a link to it.
+    """
     with ExitStack() as stack:
-        path = folder / "valkey.sock"
+        path = folder / _SOCKET
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+            link = path
             with _writing(folder):
-                path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qd-"))) / path.name
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qd-"))).resolve() / _SOCKET
+                link.unlink(missing_ok=True)
+                link.symlink_to(path)
+            stack.callback(link.unlink, missing_ok=True)
         # Valkey removes it, except when it is killed.
         stack.callback(path.unlink, missing_ok=True)
         yield path

@@ -5,6 +5,7 @@ ServiceError
 │   ├── SettingsError                   a setting is not allowed
 │   ├── RegistryError                   the folder of bundles cannot be served as it is
 │   └── AddressError                    the address to listen on or the state folder cannot be used
+├── CommandError                    a command cannot do what it was asked to; `qdserve` prints it and exits with 2
 └── ProblemError                    an answer, by the table `PROBLEMS`
     ├── MalformedBodyError
     ├── UnauthenticatedError
@@ -73,6 +74,10 @@ class RegistryError(StartupError):
 
 class AddressError(StartupError):
     """The address to listen on or the state folder cannot be used."""
+
+
+class CommandError(ServiceError):
+    """A command cannot do what it was asked to; the message is one line for the operator."""
 
 
 class ProblemError(ServiceError):

@@ -23,6 +23,7 @@ from service.errors import (
 )
 
 _BODY_EXAMPLE = '{"inputs": "text"}'
+_BODY_EXAMPLES = {"/admin/tasks/{task}/backend": '{"backend": "simulator"}', "/admin/reload": "{}"}
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 _MAX_ERRORS = 10
 _MAX_NAME = 100
@@ -47,56 +48,66 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, exc: RequestValidationError) -> Response:
-        return problem_response(from_validation(exc.errors()))
+        route = getattr(request.scope.get("route"), "path", "")
+        return problem_response(from_validation(exc.errors(), _BODY_EXAMPLES.get(route, _BODY_EXAMPLE)))
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, exc: HTTPException) -> Response:
         return problem_response(_from_http(request, exc))
 
 
-def from_validation(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
-    """The problem that pydantic's errors amount to; says where and what, never the values found."""
+def from_validation(errors: Sequence[Mapping[str, Any]], example: str) -> ProblemError:
+    """The problem that pydantic's errors amount to; says where and what, never the values found.
+
+    Args:
+        errors: At least one.
+        example: A body of the form expected.
+    """
     first = errors[0]
     if first["type"] == "json_invalid":
         return MalformedBodyError(f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
-    found = [_located(error) for error in errors[:_MAX_ERRORS]]
+    found = [_located(error, example) for error in errors[:_MAX_ERRORS]]
     count = f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the request"
     place = found[0].get("pointer") or found[0].get("parameter")
     return InvalidRequestError(f"{count}: {place}: {found[0]['detail']}", errors=found)
 
 
-def _located(error: Mapping[str, Any]) -> dict[str, str]:
+def _located(error: Mapping[str, Any], example: str) -> dict[str, str]:
     """A member of `errors`: `pointer` is a JSON pointer into the body, `parameter` the name of one in the query."""
     where, *path = error["loc"]
     # A name from the body may be of any length and hold lone surrogates, which no UTF-8 answer can carry.
     names = [str(part)[:_MAX_NAME].encode("utf-8", "backslashreplace").decode() for part in path]
-    detail = _in_words(error, where)
+    detail = _in_words(error, where, example)
     if where == "body":
         return {"detail": detail, "pointer": "#" + "".join(f"/{_escape(name)}" for name in names)}
     return {"detail": detail, "parameter": ".".join(names)}
 
 
-def _in_words(error: Mapping[str, Any], where: str) -> str:
+def _in_words(error: Mapping[str, Any], where: str, example: str) -> str:
     """What was expected and what was found, for the errors that callers make most; pydantic's words for the rest."""
     found, limits = error.get("input"), error.get("ctx", {})
     kind = _JSON_NAMES.get(type(found), "a number")
     match error["type"]:
         case "missing" if where == "body" and len(error["loc"]) == 1:
-            return f"the body is empty, expected {_BODY_EXAMPLE}"
+            return f"the body is empty, expected {example}"
         case "missing":
             return "missing, expected a value"
         case "extra_forbidden":
             return f"unknown {'field' if where == 'body' else 'parameter'}; /docs lists the known ones"
         case "model_attributes_type" | "model_type" | "dict_type":
-            return f"expected an object such as {_BODY_EXAMPLE}, found {kind}"
+            return f"expected an object such as {example}, found {kind}"
         case "string_type":
             return f"expected a string, found {kind}"
+        case "float_type":
+            return f"expected a number, found {kind}"
+        case "finite_number":
+            return f"expected a number, found {found}"
         case "int_type":
             return f"expected an integer, found {kind}"
         case "greater_than_equal":
-            return f"expected at least {limits['ge']}, found {found}"
+            return f"expected at least {limits['ge']:.15g}, found {found}"
         case "less_than_equal":
-            return f"expected at most {limits['le']}, found {found}"
+            return f"expected at most {limits['le']:.15g}, found {found}"
         case "int_parsing" | "int_from_float":
             return f"expected an integer, found {str(found)[:_MAX_NAME]!r}"
         case "literal_error":

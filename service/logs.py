@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on stderr, each with the id of the request it belongs to.
+"""Structured logs: one JSON object a line on stderr, each with the id of the request it belongs to and of its trace.
 
 Texts never reach a log: the request line has their number only, and paths are logged as templates.
 """
@@ -12,6 +12,8 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+
+from service.tracing import exemplar
 
 
 @dataclass
@@ -46,6 +48,7 @@ class JsonFormatter(logging.Formatter):
         }
         if facts is not None:
             line["request_id"] = facts.request_id
+        line |= exemplar() or {}  # the `trace_id`, where a trace is recorded
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

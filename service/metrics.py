@@ -4,8 +4,9 @@ A replica of the service holds `Metrics`, a worker `WorkerMetrics`; each answers
 nothing is shared between processes but what is in Redis. What is in Redis is the same for all: every replica reads it
 when it is asked for metrics (`Shared`), and a query takes `max` of it and not `sum`.
 
-Labels come from bounded sets: `task` is a loaded task or `none`, `backend` a known backend or `none` (the request was
-refused before one was chosen), `route` a path template or `none`, `qubit` an index into the circuit.
+Labels come from bounded sets: `task` is a loaded task, `none`, or `readout` for measurements of readout errors;
+`backend` a known backend or `none` (the request was refused before one was chosen); `route` a path template or `none`;
+`qubit` an index into the circuit.
 
 Where a trace is being recorded, histograms keep its id as the exemplar of the bucket; it is shown in the OpenMetrics
 format.
@@ -13,14 +14,19 @@ format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from statistics import fmean
+from typing import Literal, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 
+from service.hardware.records import Exact, Status, Survey
 from service.registry import LoadedBundle
+from service.schemas import HardwareResult
 from service.tracing import exemplar
 
 NONE = "none"
@@ -43,10 +49,19 @@ class _Registered:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Every sample in the format that an Accept header asks for, and that format's content type."""
+    def exposition(self, accept: str, *others: _Registered) -> tuple[bytes, str]:
+        """Every sample in the format that an Accept header asks for, and that format's content type.
+
+        Args:
+            others: Whose samples follow, in the same document.
+        """
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        # Only its samples are asked for.
+        return encode(_Together([self, *others])), content_type  # type: ignore[arg-type]
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric with its samples."""
+        return self.registry.collect()
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(name, help_text, labels, registry=self.registry)
@@ -62,6 +77,49 @@ class _Registered:
         """Every instrument, by name."""
         found = {each for each in vars(self).values() if isinstance(each, MetricWrapperBase)}
         return sorted(found, key=lambda each: each._name)
+
+
+class _Together:
+    """Several registries as one."""
+
+    def __init__(self, parts: Sequence[_Registered]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterable[Metric]:
+        return (metric for part in self._parts for metric in part.collect())
+
+
+class _Hardware(_Registered):
+    """What a replica of the service and a worker both see of hardware, each its own part; a query takes the `sum`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.comparisons = self._counter(
+            "qd_comparisons",
+            "Results from hardware whose label is (`agree`) or is not (`disagree`) the exact one.",
+            "task",
+            "result",
+            "cached",
+        )
+        self.job_seconds = self._histogram(
+            "qd_job_seconds", "Time from a job's creation to its end, by how it ended.", _HOURS, "task", "status"
+        )
+        self.circuits_ended = self._counter(
+            "qd_circuits_ended", "Circuits that are over: `done`, `failed` or `cancelled`.", "status"
+        )
+
+    def observe_comparison(self, task: str, result: HardwareResult, exact: Exact, *, cached: bool) -> None:
+        """Count whether a label from hardware is the exact one.
+
+        Args:
+            cached: Whether its counts were there before it was asked for.
+        """
+        agrees = "agree" if result.label == exact.label else "disagree"
+        self.comparisons.labels(task, agrees, "true" if cached else "false").inc()
+
+    def observe_job_end(self, task: str, status: Status, seconds: float) -> None:
+        """Count a job that has just ended."""
+        self.job_seconds.labels(task, status.value).observe(seconds, exemplar())
 
 
 class Shared(_Registered):
@@ -93,8 +151,34 @@ class Shared(_Registered):
             "qd_readout_timestamp_seconds", "When the readout errors in use were measured."
         )
 
+    @classmethod
+    def of(cls, survey: Survey, now: float) -> Self:
+        """The gauges of what was found in Redis; those of what is not known are left out."""
+        shared = cls()
+        for status, n_jobs in survey.jobs.items():
+            shared.jobs.labels(status.value).set(n_jobs)
+        provider = survey.provider
+        values: dict[Gauge, float | None] = {
+            shared.queue_circuits: survey.n_pending,
+            shared.queue_oldest_seconds: _age(survey.oldest_circuit_at, now),
+            shared.job_oldest_seconds: _age(survey.oldest_job_at, now),
+            shared.worker_up: survey.has_worker,
+            shared.device_online: provider.device_online if provider else None,
+            shared.device_queue_jobs: provider.queue_length if provider else None,
+            shared.quota_left: provider.quota_left if provider else None,
+            shared.provider_seen_timestamp: provider.seen_at if provider else None,
+            shared.calibration_timestamp: survey.calibration_at,
+            shared.readout_timestamp: survey.readout_at,
+        }
+        for gauge, value in values.items():
+            if value is None:
+                shared.registry.unregister(gauge)
+            else:
+                gauge.set(value)
+        return shared
 
-class Metrics(_Registered):
+
+class Metrics(_Hardware):
     """The instruments of one replica of the service."""
 
     def __init__(self) -> None:
@@ -131,7 +215,6 @@ class Metrics(_Registered):
             "task",
             "result",
         )
-        self.comparisons = comparisons(self)
         self.shadows = self._counter(
             "qd_shadows",
             "Requests answered by the simulator that were to run on hardware too: `cached`, `queued`, `dropped` (too "
@@ -145,13 +228,17 @@ class Metrics(_Registered):
             "reason",
         )
         self.reloads = self._counter("qd_reloads", "Attempts to load bundles anew: `ok` or `rejected`.", "outcome")
+        for outcome in ("ok", "rejected"):
+            self.reloads.labels(outcome)  # told from 0 on: the first rejection is an increase too
         self.default_backend = self._gauge(
             "qd_default_backend", "1 for the backend of requests that name none.", "task", "backend"
         )
         self.shadow_ratio = self._gauge(
             "qd_shadow_ratio", "Share of the simulator's requests that run on hardware too, 0 to 1.", "task"
         )
-        self.redis_up = self._gauge("qd_redis_up", "1 if Redis answered when it was last asked.")
+        self.redis_up = self._gauge(
+            "qd_redis_up", "1 if Redis answered when it was last asked; 0 too if there is none to ask."
+        )
         self.bundle_info = self._gauge(
             "qd_bundle_info", "1 for each bundle served.", "task", "bundle", "embedder", "engine"
         )
@@ -162,6 +249,11 @@ class Metrics(_Registered):
         for bundle in bundles:
             self.bundle_info.labels(bundle.task, bundle.id, bundle.embedder.name, bundle.student.engine.name).set(1)
 
+    def observe_cancellation(self, task: str, seconds: float, n_circuits: int) -> None:
+        """Count a job that a caller has just cancelled, and the circuits that ended with it before they were sent."""
+        self.observe_job_end(task, Status.CANCELLED, seconds)
+        self.circuits_ended.labels(Status.CANCELLED.value).inc(n_circuits)
+
     def observe_request(self, task: str, backend: str, outcome: Outcome, seconds: float, n_texts: int) -> None:
         """Count one classify request; `n_texts` is counted where it was answered."""
         self.requests.labels(task, backend, outcome).inc()
@@ -170,7 +262,7 @@ class Metrics(_Registered):
             self.texts.labels(task, backend).inc(n_texts)
 
 
-class WorkerMetrics(_Registered):
+class WorkerMetrics(_Hardware):
     """The instruments of one worker."""
 
     def __init__(self) -> None:
@@ -184,12 +276,6 @@ class WorkerMetrics(_Registered):
         self.hardware_execution_seconds = self._histogram(
             "qd_hardware_execution_seconds", "Time from the device taking a circuit to its counts being here.", _HOURS
         )
-        self.job_seconds = self._histogram(
-            "qd_job_seconds", "Time from a job's creation to its end, by how it ended.", _HOURS, "task", "status"
-        )
-        self.circuits_ended = self._counter(
-            "qd_circuits_ended", "Circuits that are over: `done`, `failed` or `cancelled`.", "status"
-        )
         self.provider_calls = self._counter(
             "qd_provider_calls", "Calls to the provider: `ok`, or why not.", "call", "outcome"
         )
@@ -197,7 +283,6 @@ class WorkerMetrics(_Registered):
             "qd_provider_call_seconds", "Time of a call to the provider.", _CALL_SECONDS, "call"
         )
         self.holds = self._counter("qd_holds", "Times that a batch had to wait, by reason.", "reason")
-        self.comparisons = comparisons(self)
         self.expval_error = self._histogram(
             "qd_expval_error",
             "|<Z> on hardware - exact <Z>| of one qubit, `raw` and `corrected` for readout errors.",
@@ -210,16 +295,44 @@ class WorkerMetrics(_Registered):
         )
         self.worker_steps = self._gauge("qd_worker_steps", "Steps that this worker has under way.")
 
+    def observe_drift(self, result: HardwareResult, exact: Exact) -> None:
+        """Compare what the device has just measured with the exact expectation values, qubit by qubit."""
+        measured = {"raw": result.expvals_raw}
+        if result.mitigated:
+            measured["corrected"] = result.expvals
+            shifts = [abs(after - before) for after, before in zip(result.expvals, result.expvals_raw, strict=True)]
+            self.mitigation_shift.observe(fmean(shifts), exemplar())
+        for values, expvals in measured.items():
+            for qubit, (found, expected) in enumerate(zip(expvals, exact.expvals, strict=True)):
+                self.expval_error.labels(str(qubit), values).observe(abs(found - expected), exemplar())
 
-def comparisons(of: _Registered) -> Counter:
-    """Counted by the replica that answers from cached counts, and by the worker that delivers new ones."""
-    return of._counter(
-        "qd_comparisons",
-        "Results from hardware whose label is (`agree`) or is not (`disagree`) the exact one.",
-        "task",
-        "result",
-        "cached",
-    )
+
+def metrics_table() -> str:
+    """Every instrument as a Markdown table: name, type, unit, labels, meaning, and who has it."""
+    owners = {"service": Metrics(), "worker": WorkerMetrics(), "service, the same from every replica": Shared()}
+    found: dict[str, tuple[MetricWrapperBase, list[str]]] = {}
+    for owner, part in owners.items():
+        for instrument in part.instruments:
+            found.setdefault(instrument._name, (instrument, []))[1].append(owner)
+    rows = ["| Name | Type | Unit | Labels | Meaning | Process |", "|---|---|---|---|---|---|"]
+    for name, (instrument, where) in sorted(found.items()):
+        shown = f"{name}_total" if isinstance(instrument, Counter) else name
+        labels = ", ".join(f"`{label}`" for label in instrument._labelnames)
+        meaning = re.sub(r"[|<]", r"\\\g<0>", instrument._documentation)
+        unit = _unit(name)
+        rows.append(f"| `{shown}` | {instrument._type} | {unit} | {labels} | {meaning} | {', '.join(where)} |")
+    return "\n".join(rows)
+
+
+def _unit(name: str) -> str:
+    if name.endswith("_timestamp_seconds"):
+        return "seconds since 1970"
+    last = name.rpartition("_")[2]
+    return last if last in ("seconds", "ratio", "texts", "circuits", "jobs") else ""
+
+
+def _age(since: float | None, now: float) -> float:
+    return 0.0 if since is None else max(0.0, now - since)
 
 
 def outcome_of(status: int) -> Outcome:

@@ -13,6 +13,7 @@ from pydantic import (
     FailFast,
     Field,
     SerializerFunctionWrapHandler,
+    StrictFloat,
     StrictInt,
     model_serializer,
     model_validator,
@@ -103,6 +104,7 @@ class ClassifyQuery(BaseModel):
         le=MAX_WAIT_SECONDS,
         description="Seconds to wait for a job's results before answering 202; `Prefer: wait=` says the same.",
     )
+    expvals: bool = Field(default=False, description="Whether `simulator` adds the exact <Z> of every qubit.")
 
 
 class CircuitQuery(BaseModel):
@@ -133,6 +135,12 @@ class Result(BaseModel):
     score: float = Field(description="Its probability.")
     scores: list[Score] = Field(description="Every label with its probability, best first; cut by `top_k`.")
     truncated: bool = Field(description="Whether the text was longer than the embedder reads, and was cut.")
+
+
+class ExactResult(Result):
+    """What the simulator found for one text, with what it comes from."""
+
+    expvals: list[float] = Field(description="<Z> of every qubit, exact.")
 
 
 class HardwareResult(Result):
@@ -190,7 +198,7 @@ class ClassifyResponse(BaseModel):
     task: str
     backend: str
     bundle: str = Field(description="The bundle that answered, down to the last bit.")
-    results: list[Result]
+    results: list[ExactResult] | list[Result] = Field(description="With `expvals` if they were asked for.")
     timing: Timing
 
 
@@ -288,6 +296,9 @@ class TaskSummary(BaseModel):
     task: str
     bundle: str
     labels: list[str]
+    versions: list[str] = Field(
+        description="What may follow the task in a path, as in `emotion@1f0c9a2b`; the bundle's own is among them."
+    )
 
 
 class TaskList(BaseModel):
@@ -324,6 +335,87 @@ class Task(TaskSummary):
     parameters: dict[str, int] = Field(description="Trainable parameters by part, and their total.")
     metrics: dict[str, Any] = Field(description="As measured when it was trained.")
     provenance: Provenance
+
+
+class SwitchRequest(BaseModel):
+    """What requests for a task run on that name no backend."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"backend": "baihua"}, {"backend": "simulator", "shadow_percent": 25}],
+        },
+    )
+
+    backend: str = Field(description="`simulator` or `baihua`.")
+    shadow_percent: StrictFloat = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="How many of 100 requests that the simulator answers by default run on `baihua` too; 0 with "
+        "`baihua`.",
+    )
+
+
+class SwitchBody(Sparse):
+    """What requests for a task run on that name no backend."""
+
+    task: str
+    backend: str
+    shadow_percent: float
+    source: Literal["redis", "settings"] = Field(
+        description="Where it comes from: `redis` if an operator has switched it, and otherwise, or while Redis is "
+        "away, `settings` (QD_DEFAULT_BACKEND)."
+    )
+    since: AwareDatetime | None = Field(default=None, description="When it was switched.")
+    by: str | None = Field(default=None, description="Id of the API key that did; `open` where no key is needed.")
+
+
+class AuditQuery(BaseModel):
+    """How much of the audit to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=1000, description="Most changes in the answer.")
+
+
+class AuditEntry(Sparse):
+    """One change."""
+
+    at: AwareDatetime
+    by: str = Field(description="Id of the API key; `open` where no key is needed; `qdserve` for a command.")
+    action: str = Field(description="`switch`, `reload`, `create-key` or `revoke-key`.")
+    task: str | None = Field(default=None, description="Absent for what concerns all.")
+    before: dict[str, Any] = Field(
+        description="`backend` and `shadow_percent`, the `bundles` that were served, or the `key`."
+    )
+    after: dict[str, Any]
+    request_id: str = Field(description="Of the request that asked for it, as in its `X-Request-ID` and the log.")
+
+
+class AuditList(BaseModel):
+    """Changes, the newest first."""
+
+    entries: list[AuditEntry]
+
+
+class ReloadRequest(BaseModel):
+    """Nothing: what is loaded is what the folder holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReloadBody(Sparse):
+    """What is served after a reload."""
+
+    bundles: list[str] = Field(description="Id of every bundle, those among them that are only served when pinned.")
+    changed: list[str] = Field(
+        description="Those of them that were not served before, or not as the default of their task."
+    )
+    generation: int | None = Field(
+        default=None, description="Number of the bundles, the same in all replicas; absent without Redis."
+    )
 
 
 class Alive(BaseModel):

@@ -9,22 +9,27 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from opentelemetry.trace import Tracer
 from pydantic import SecretStr
+from redis.exceptions import RedisError
 
 from service.app import create_app
 from service.children import Children
+from service.control.keys import KeyStore, is_exposed
 from service.embedded import embedded_redis
-from service.errors import AddressError
+from service.errors import AddressError, StartupError
+from service.hardware.connection import connect
 from service.providers.make import make_provider
 from service.settings import Settings
 from service.state import AppState
+from service.tracing import tracing
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +45,41 @@ async def serve(settings: Settings) -> None:
     """
     # The address is taken before the bundles are loaded: one that is in use is known at once.
     with _listener(settings.host, settings.port) as listener:
-        async with _hardware(settings) as complete:
-            await _listen_and_serve(listener, complete)
+        async with _hardware(settings) as (complete, worker_metrics):
+            await _require_keys(complete)
+            with tracing(complete, "qd-service") as tracer:
+                await _listen_and_serve(listener, complete, worker_metrics, tracer)
 
 
-async def _listen_and_serve(listener: socket.socket, settings: Settings) -> None:
-    app = create_app(settings)
+async def _require_keys(settings: Settings) -> None:
+    """Do nothing if only those may come in that are let in.
+
+    While Redis does not answer, it is not known whether there are keys; until it does, the app answers 503.
+
+    Raises:
+        StartupError: If other machines reach the service, and there is no key for them.
+    """
+    if settings.allow_anonymous or not is_exposed(settings.host):
+        return
+    refusal = f"other machines reach {settings.host}, and there are no API keys"
+    if settings.redis_url is None:
+        raise StartupError(f"{refusal}, as there is no Redis: set QD_REDIS_URL, or QD_ALLOW_ANONYMOUS=true")
+    redis = connect(settings.redis_url.get_secret_value())
+    try:
+        if not await KeyStore(redis).all():
+            raise StartupError(
+                f"{refusal}: make one with `qdserve keys create NAME --scope classify`, or set QD_ALLOW_ANONYMOUS=true"
+            )
+    except RedisError as exc:
+        logger.warning("redis does not answer, so no key opens anything yet", extra={"fields": {"detail": str(exc)}})
+    finally:
+        await redis.aclose()
+
+
+async def _listen_and_serve(
+    listener: socket.socket, settings: Settings, worker_metrics: str | None, tracer: Tracer
+) -> None:
+    app = create_app(settings, tracer)
     config = uvicorn.Config(
         app,
         # Run here and not by uvicorn, so that an error of it arrives as what it is.
@@ -58,28 +92,31 @@ async def _listen_and_serve(listener: socket.socket, settings: Settings) -> None
     url = _url(settings.host, listener.getsockname()[1])
     async with app.router.lifespan_context(app):
         _listen(listener, settings)
-        with _address_file(settings.state_dir, url):
-            await _Server(config, app.state.parts, url).serve([listener])
+        addresses = {"url": url} | ({"worker_metrics": worker_metrics} if worker_metrics else {})
+        with _address_file(settings.state_dir, addresses):
+            await _Server(config, app.state.parts, addresses).serve([listener])
 
 
 @asynccontextmanager
-async def _hardware(settings: Settings) -> AsyncIterator[Settings]:
+async def _hardware(settings: Settings) -> AsyncIterator[tuple[Settings, str | None]]:
     """The settings with a Redis to use, if there is one: the one given, or one of our own with a worker beside it.
 
-    Without a token the worker speaks to the emulator, which needs MindQuantum.
+    With them comes where that worker's metrics are. Without a token it speaks to the emulator, which needs
+    MindQuantum.
     """
     emulated = not settings.has_token and settings.quafu_url is None
     if settings.redis_url is not None or not settings.embedded:
-        yield settings
+        yield settings, None
     elif emulated and find_spec("mindquantum") is None:
         logger.warning(
             "no backend baihua: set QD_QUAFU_TOKEN, or use Python 3.11, for which there is mindquantum, which the "
             "emulator runs on"
         )
-        yield settings
+        yield settings, None
     else:
         async with embedded_redis(settings.state_dir) as redis_url, Children() as children:
-            own = {"QD_REDIS_URL": redis_url}
+            metrics_port = settings.worker_metrics_port or _free_port()
+            own = {"QD_REDIS_URL": redis_url, "QD_WORKER_METRICS_PORT": str(metrics_port)}
             if not emulated:
                 # What the worker would fail on again and again is better said once, here.
                 await make_provider(
@@ -92,9 +129,8 @@ async def _hardware(settings: Settings) -> AsyncIterator[Settings]:
                 command = _command("emulator", "--port", str(port), "--state", str(state))
                 await children.start("emulator", command, os.environ | own)
             await children.start("worker", _command("worker"), os.environ | own)
-            yield settings.model_copy(
-                update={"redis_url": SecretStr(redis_url), "quafu_url": own.get("QD_QUAFU_URL", settings.quafu_url)}
-            )
+            update = {"redis_url": SecretStr(redis_url), "quafu_url": own.get("QD_QUAFU_URL", settings.quafu_url)}
+            yield settings.model_copy(update=update), f"{_url(settings.worker_metrics_host, metrics_port)}/metrics"
 
 
 def _command(*arguments: str) -> list[str]:
@@ -102,7 +138,7 @@ def _command(*arguments: str) -> list[str]:
 
 
 def _free_port() -> int:
-    """A port that nobody listens on; the emulator keeps it when it is started again."""
+    """A port that nobody listens on; whoever gets it keeps it when it is started again."""
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])
@@ -111,14 +147,14 @@ def _free_port() -> int:
 class _Server(uvicorn.Server):
     """Says where it listens once it does; on a signal readiness turns first, and the exit code stays 0."""
 
-    def __init__(self, config: uvicorn.Config, state: AppState, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, state: AppState, addresses: Mapping[str, str]) -> None:
         super().__init__(config)
         self._state = state
-        self._url = url
+        self._addresses = addresses
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(_welcome(self._url, self._state), flush=True)
+        print(_welcome(self._addresses, self._state), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn's own handler also raises the signal again after the shutdown, which would end in -15 instead of 0.
@@ -159,10 +195,10 @@ def _url(host: str, port: int) -> str:
 
 
 @contextmanager
-def _address_file(folder: Path, url: str) -> Iterator[None]:
+def _address_file(folder: Path, addresses: Mapping[str, str]) -> Iterator[None]:
     """`serve.json` for as long as the service listens: how a script finds one that took a free port."""
     path = folder / "serve.json"
-    content = json.dumps({"pid": os.getpid(), "url": url}) + "\n"
+    content = json.dumps({"pid": os.getpid(), **addresses}) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
@@ -176,20 +212,24 @@ def _address_file(folder: Path, url: str) -> Iterator[None]:
             path.unlink()
 
 
-def _welcome(url: str, state: AppState) -> str:
+def _welcome(addresses: Mapping[str, str], state: AppState) -> str:
+    url = addresses["url"]
     tasks = sorted(state.snapshot.bundles)
     classify = f"curl -s '{url}/classify/{tasks[0]}"
     body = """-H 'Content-Type: application/json' -d '{"inputs": "what a lovely day"}'"""
     on_hardware = f"\n  {classify}?backend=baihua&wait=30' {body}\n" if state.hardware else ""
+    worker = addresses.get("worker_metrics")
+    of_worker = f"\n  {worker}  its worker's" if worker else ""
     return f"""
 Serving {", ".join(tasks)} on {url}. Try:
 
   {classify}' {body}
 {on_hardware}
+  {url}/          the console, to try both backends side by side
   {url}/docs      every endpoint, to read and to try
   {url}/tasks     labels, parameters and where each student came from
   {url}/jobs      what became of requests on hardware
-  {url}/metrics   for Prometheus
+  {url}/metrics   for Prometheus{of_worker}
 
 Ctrl-C stops it.
 """

@@ -99,8 +99,10 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis or Valkey, 7 or newer, for jobs and counts: `redis://`, `rediss://` or `unix://`. Unset, "
-        "the service starts its own Valkey under `QD_STATE_DIR`, with a worker and, without a token, the emulator.",
+        description="Redis or Valkey, 7 or newer, for jobs, counts and keys: `redis://`, `rediss://` or `unix://`; "
+        "`redis+sentinel://[user:password@]host[:port],…/service[/db]` for the master that Sentinels name, or "
+        "`redis+cluster://host[:port]` for a Cluster (`rediss+…` with TLS). Unset, the service starts its own Valkey "
+        "under `QD_STATE_DIR`, with a worker and, without a token, the emulator.",
     )
     embedded: bool = Field(
         default=True,

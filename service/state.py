@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from opentelemetry.trace import Tracer
 from redis.asyncio import Redis
 
 from service.backends.base import Backends
+from service.backends.shadow import Shadow
 from service.batching import Batcher
+from service.control.keys import KeyRing
+from service.control.limits import Limits
+from service.control.switches import Switches
+from service.control.sync import Control
 from service.hardware.cache import Cache
 from service.hardware.store import Store
 from service.hardware.watch import JobWatch
@@ -38,8 +45,14 @@ class AppState:
     """The parts of one app.
 
     Attributes:
+        keys: The API keys that requests are checked against.
+        limits: How many requests each of them makes.
+        switches: What requests run on that do not name a backend.
         hardware: None where no hardware backend is configured.
+        shadow: Likewise.
+        control: What keeps this replica like the others; None without Redis.
         snapshot: The bundles served now; the one place that is replaced when others are loaded.
+        loading: Held while bundles are loaded.
         draining: Whether the service has been told to stop.
     """
 
@@ -47,8 +60,15 @@ class AppState:
     metrics: Metrics
     batcher: Batcher
     backends: Backends
+    keys: KeyRing
+    limits: Limits
+    switches: Switches
+    tracer: Tracer
     hardware: Hardware | None = None
+    shadow: Shadow | None = None
+    control: Control | None = None
     snapshot: Snapshot = EMPTY
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     draining: bool = False
 
 
@@ -62,11 +82,15 @@ def app_state(request: Request) -> AppState:
 State = Annotated[AppState, Depends(app_state)]
 
 
-def known_task(task: Annotated[str, Path(description="A task of `GET /tasks`.")], state: State) -> LoadedBundle:
+def known_task(
+    task: Annotated[str, Path(description="A task of `GET /tasks`, or one version of it: `emotion@1f0c9a2b`.")],
+    state: State,
+) -> LoadedBundle:
     """The bundle of the task in the path.
 
     Raises:
         UnknownTaskError: If there is none.
+        UnknownVersionError: If the path names a version, and there is none.
     """
     return state.snapshot.get(task)
 

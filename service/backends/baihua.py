@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -18,6 +18,7 @@ from service.hardware.records import CountsRecord, Exact, Head, Item, JobSpec, R
 from service.hardware.results import hardware_result
 from service.hardware.store import Draft, OverBudgetError, Store, seconds_to_midnight
 from service.hardware.target import fingerprint
+from service.metrics import Metrics
 from service.registry import LoadedBundle
 from service.schemas import HardwareResult
 from service.settings import MAX_SHOTS, SHOTS_STEP, Settings
@@ -34,13 +35,15 @@ class Baihua:
         store: Takes jobs.
         cache: Holds counts.
         settings: Shots, compiler and whether a calibration makes old counts void.
+        metrics: Where lookups are counted, and cached labels compared with the exact ones.
     """
 
-    def __init__(self, batcher: Batcher, store: Store, cache: Cache, settings: Settings) -> None:
+    def __init__(self, batcher: Batcher, store: Store, cache: Cache, settings: Settings, metrics: Metrics) -> None:
         self._batcher = batcher
         self._store = store
         self._cache = cache
         self._settings = settings
+        self._metrics = metrics
 
     async def classify(self, bundle: LoadedBundle, work: Work) -> Measurement | Pending:
         """Classify texts.
@@ -80,6 +83,7 @@ class Baihua:
         ]
         results = await self._results(found, head, items, work.top_k)
         if not missing:
+            self._observe(bundle.task, items, results, n_hits=len(found))
             return Measurement(
                 [results[item.sha, item.truncated] for item in items],
                 evaluation.embed_seconds,
@@ -110,7 +114,33 @@ class Baihua:
                 _RETRY_SECONDS,
                 limit=self._store.max_pending,
             )
+        self._observe(
+            bundle.task,
+            items,
+            results,
+            n_hits=len(found),
+            n_coalesced=len(missing) - job.n_queued,
+            n_misses=job.n_queued,
+        )
         return Pending(job, evaluation.embed_seconds)
+
+    def _observe(
+        self,
+        task: str,
+        items: Sequence[Item],
+        results: Mapping[tuple[str, bool], HardwareResult],
+        *,
+        n_hits: int,
+        n_coalesced: int = 0,
+        n_misses: int = 0,
+    ) -> None:
+        """Count what a request found, once it is clear that it is answered."""
+        for found, n_circuits in (("hit", n_hits), ("coalesced", n_coalesced), ("miss", n_misses)):
+            self._metrics.cache_lookups.labels(task, found).inc(n_circuits)
+        for item in items:
+            result = results.get((item.sha, item.truncated))
+            if result is not None and item.exact is not None:
+                self._metrics.observe_comparison(task, result, item.exact, cached=True)
 
     async def _require_not_refused(self, missing: Mapping[str, Circuit]) -> None:
         for refusal in (await self._cache.refusals(missing)).values():

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from service.batching import Evaluation
+from service.control.keys import Caller, Scope
+from service.control.switches import Switches
 from service.errors import BackendNotConfiguredError, UnknownBackendError
 from service.hardware.records import Job
 from service.hardware.store import Budget
@@ -90,30 +92,34 @@ class Backends:
 
     Args:
         configured: Those that this service runs.
-        default: The one for requests that name none.
+        default: The one for requests that name none, where no operator has switched their task.
+        switches: What operators have.
 
     Raises:
         BackendNotConfiguredError: If the default is not configured.
     """
 
-    def __init__(self, configured: Mapping[BackendName, Backend], default: BackendName) -> None:
+    def __init__(self, configured: Mapping[BackendName, Backend], default: BackendName, switches: Switches) -> None:
         self._configured = configured
-        self._default = default
+        self._switches = switches
         self.get(default)
 
-    def resolve(self, name: str | None) -> BackendName:
-        """The backend that a request means.
+    def resolve(self, name: str | None, task: str, caller: Caller) -> BackendName:
+        """The backend that a request for a task means.
+
+        Without a name it is the task's default; a caller who may not use hardware stays on the simulator then, as an
+        operator's switch should neither fail nor charge them.
 
         Raises:
             UnknownBackendError: If there is none of this name.
+            ForbiddenError: If the caller may not use it.
         """
         if name is None:
-            return self._default
-        try:
-            return BackendName(name)
-        except ValueError:
-            known = [backend.value for backend in BackendName]
-            raise UnknownBackendError(f"backend is {name[:64]!r}, expected one of {known}", backends=known) from None
+            default = self._switches.of(task).backend
+            return default if _scope(default) in caller.scopes else BackendName.SIMULATOR
+        backend = backend_named(name)
+        caller.require(_scope(backend))
+        return backend
 
     def get(self, name: BackendName) -> Backend:
         """The backend itself.
@@ -128,3 +134,21 @@ class Backends:
             raise BackendNotConfiguredError(
                 f"the backend {name.value} is not configured here, expected one of {configured}", backends=configured
             ) from None
+
+
+def backend_named(name: str) -> BackendName:
+    """The backend of a name.
+
+    Raises:
+        UnknownBackendError: If there is none.
+    """
+    try:
+        return BackendName(name)
+    except ValueError:
+        known = [backend.value for backend in BackendName]
+        raise UnknownBackendError(f"backend is {name[:64]!r}, expected one of {known}", backends=known) from None
+
+
+def _scope(backend: BackendName) -> Scope:
+    """What a caller needs for a backend."""
+    return Scope.HARDWARE if backend is BackendName.BAIHUA else Scope.CLASSIFY

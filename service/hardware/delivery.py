@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from time import time
 from typing import Any
 
 from service.errors import InternalError, ProblemError, problem_document
 from service.hardware.cache import Cache
 from service.hardware.readout import readout_of
-from service.hardware.records import Job, Run, Status
+from service.hardware.records import Batch, Job, Run, Status
 from service.hardware.results import hardware_result
 from service.hardware.store import Store
+from service.metrics import WorkerMetrics
+from service.tracing import exemplar
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +25,39 @@ class Delivery:
     Args:
         store: Jobs and runs.
         cache: Counts.
+        metrics: Told of what happens, by whoever makes it happen: a step that is repeated counts nothing twice.
     """
 
-    def __init__(self, store: Store, cache: Cache) -> None:
+    def __init__(self, store: Store, cache: Cache, metrics: WorkerMetrics) -> None:
         self._store = store
         self._cache = cache
+        self._metrics = metrics
 
-    async def mark(self, runs: Sequence[Run], status: Status, provider_job: str) -> None:
-        """Note how far runs are at the provider."""
-        if runs:
-            await self._store.mark_runs(runs, status, provider_job)
-            for job_id in await self._store.waiting_for(runs):
-                await self._progress(job_id)
+    async def mark(self, batch: Batch, runs: Sequence[Run], status: Status) -> None:
+        """Note how far runs of a batch are at the provider."""
+        if not runs:
+            return
+        assert batch.provider_job is not None
+        assert batch.submitted_at is not None
+        moved = await self._store.mark_runs(runs, status, batch.provider_job)
+        for run in runs:
+            if run.id not in moved:
+                continue
+            if status is Status.SUBMITTED:
+                self._metrics.dispatch_wait_seconds.observe(batch.submitted_at - run.created_at, exemplar())
+            else:
+                self._metrics.hardware_queue_seconds.observe(time() - batch.submitted_at, exemplar())
+        for job_id in await self._store.waiting_for(runs):
+            await self._progress(job_id)
 
-    async def finish(self, run: Run, token: str, status: Status, problem: ProblemError | None = None) -> None:
+    async def finish(
+        self,
+        run: Run,
+        token: str,
+        status: Status,
+        problem: ProblemError | None = None,
+        begun_at: float | None = None,
+    ) -> None:
         """End a run of a batch, then give every job that waits for it what came of it.
 
         Args:
@@ -43,16 +65,29 @@ class Delivery:
             token: The batch; a run that is another's by now is left alone.
             status: How it ends, if it has not ended before.
             problem: Why it failed.
+            begun_at: When the device took it, if it has just given the counts.
         """
         document = problem_document(problem) if problem else run.problem
         # First the end: a job that came to wait for the run after its outcome was handed out would get none.
-        for job_id in await self._store.finish_run(run, token, status, document):
+        ended, job_ids = await self._store.finish_run(run, token, status, document)
+        if ended:
+            self._metrics.circuits_ended.labels(status.value).inc()
+            if begun_at is not None:
+                self._metrics.hardware_execution_seconds.observe(time() - begun_at, exemplar())
+        # The device's errors are those of a circuit, however many wait for it.
+        drift_is_new = ended and begun_at is not None
+        for job_id in job_ids:
             job = await self._store.job(job_id)
             if job is not None and not job.status.is_final:
-                await self._hand_out(job, run, status, document)
+                compared = await self._hand_out(job, run, status, document, drift_is_new)
+                drift_is_new = drift_is_new and not compared
                 await self._progress(job_id)
 
-    async def _hand_out(self, job: Job, run: Run, status: Status, document: Mapping[str, Any] | None) -> None:
+    async def _hand_out(
+        self, job: Job, run: Run, status: Status, document: Mapping[str, Any] | None, drift_is_new: bool
+    ) -> bool:
+        """Give a job what came of a run; returns whether that could be compared with the exact values."""
+        compared = False
         indices = [index for index, item in enumerate(job.spec.items) if item.sha == run.sha]
         record = (await self._cache.counts([run.sha])).get(run.sha) if status is Status.DONE else None
         if status is Status.DONE and record is None:
@@ -64,10 +99,16 @@ class Delivery:
                 result = hardware_result(
                     record, job.spec.head, readout, top_k=job.spec.top_k, truncated=truncated, cached=False
                 )
-                await self._store.deliver(job, index, result)
+                exact = job.spec.items[index].exact
+                if await self._store.deliver(job, index, result) and exact is not None:
+                    self._metrics.observe_comparison(job.task, result, exact, cached=False)
+                    if drift_is_new and not compared:
+                        self._metrics.observe_drift(result, exact)
+                    compared = True
         elif document is not None:
             for index in indices:
                 await self._store.deliver(job, index, document)
+        return compared
 
     async def _progress(self, job_id: str) -> None:
         """Move a job to where its runs are."""
@@ -80,7 +121,7 @@ class Delivery:
             if job.spec.head is None:
                 await self._end_readout(job, statuses)
             elif job.is_complete:
-                await self._store.move(job_id, Status.FAILED if job.errors else Status.DONE)
+                await self._end(job, Status.FAILED if job.errors else Status.DONE)
         elif Status.RUNNING in statuses or any(status.is_final for status in statuses):
             await self._store.move(job_id, Status.RUNNING)
         elif Status.SUBMITTED in statuses:
@@ -88,7 +129,7 @@ class Delivery:
 
     async def _end_readout(self, job: Job, statuses: set[Status]) -> None:
         if statuses != {Status.DONE}:
-            await self._store.move(job.id, Status.FAILED)
+            await self._end(job, Status.FAILED)
             return
         readout = readout_of(job, await self._cache.counts(item.sha for item in job.spec.items))
         if readout is None:
@@ -96,4 +137,8 @@ class Delivery:
         else:
             await self._store.keep_readout(readout)
             logger.info("readout errors measured", extra={"fields": {"calibration": readout.calibration_id}})
-        await self._store.move(job.id, Status.DONE)
+        await self._end(job, Status.DONE)
+
+    async def _end(self, job: Job, status: Status) -> None:
+        if await self._store.move(job.id, status):
+            self._metrics.observe_job_end(job.task, status, time() - job.created_at)

@@ -11,9 +11,19 @@ import logging
 import random
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import time
 
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
 from redis.exceptions import RedisError
 
 from service.errors import (
@@ -32,6 +42,7 @@ from service.hardware.placing import SERVER, path_of, programs
 from service.hardware.records import Batch, BatchStage, CountsRecord, Hold, Refusal, Run, Status
 from service.hardware.shots import split_shots
 from service.hardware.store import Store
+from service.metrics import WorkerMetrics
 from service.providers.base import (
     HoldError,
     JobState,
@@ -46,6 +57,7 @@ from service.providers.base import (
     RejectedError,
     UncertainSubmitError,
 )
+from service.tracing import context_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +78,29 @@ class Executor:
         store: Jobs, runs and batches.
         cache: Counts.
         provider: Runs them.
+        metrics: Told of what happens.
+        tracer: Makes each step a span of the trace of whoever asked first for one of its circuits.
         deadline_seconds: How long a circuit may take from the queue to its counts.
         shots: That most circuits have, from which it follows how many fit into one job.
     """
 
-    def __init__(self, store: Store, cache: Cache, provider: Provider, *, deadline_seconds: int, shots: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cache: Cache,
+        provider: Provider,
+        metrics: WorkerMetrics,
+        tracer: Tracer,
+        *,
+        deadline_seconds: int,
+        shots: int,
+    ) -> None:
         self._store = store
         self._cache = cache
         self._provider = provider
-        self._delivery = Delivery(store, cache)
+        self._delivery = Delivery(store, cache, metrics)
+        self._metrics = metrics
+        self._tracer = tracer
         self._deadline = deadline_seconds
         self._shots = shots
         self._runs_in_a_job = 1
@@ -106,10 +132,14 @@ class Executor:
         if batch is None or not await self._store.is_open(token):
             return None
         every = await self._store.runs(batch.runs)
-        own = [run for run in every if run.batch == token]
+        with self._span(batch, every):
+            return await self._advance(batch, every)
+
+    async def _advance(self, batch: Batch, every: list[Run]) -> float | None:
+        own = [run for run in every if run.batch == batch.token]
         for run in own:
             if run.status.is_final:  # a worker may have stopped before it told the jobs
-                await self._delivery.finish(run, token, run.status)
+                await self._delivery.finish(run, batch.token, run.status)
         runs = [run for run in own if not run.status.is_final]
         try:
             return await self._step(batch, every, runs)
@@ -152,6 +182,32 @@ class Executor:
                 await self._cache.keep_refusal(run.sha, Refusal(detail=str(exc)))
             await self._fail(batch, runs, CircuitRejectedError(str(exc)))
             return None
+
+    @contextmanager
+    def _span(self, batch: Batch, runs: Sequence[Run]) -> Iterator[None]:
+        """A span for a step of a batch, in the first trace that one of its runs belongs to and linked to the others."""
+        headers = dict.fromkeys(header for run in runs for header in run.traceparents)
+        asked = [get_current_span(context_of(header)).get_span_context() for header in headers]
+        traced = [one for one in asked if one.is_valid and one.trace_flags.sampled]
+        if not traced:
+            yield
+            return
+        first, *others = traced
+        with self._tracer.start_as_current_span(
+            "batch.follow" if batch.stage is BatchStage.SUBMITTED else "batch.send",
+            context=set_span_in_context(NonRecordingSpan(first)),
+            kind=SpanKind.CONSUMER,
+            links=[Link(other) for other in others],
+            attributes={"qd.batch": batch.token, "qd.circuits": len(runs)},
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield
+            except Exception as exc:
+                span.set_attribute("error.type", type(exc).__name__)
+                span.set_status(StatusCode.ERROR)
+                raise
 
     # --- to the provider --------------------------------------------------------------------------------------
 
@@ -196,10 +252,11 @@ class Executor:
                 await self._store.update(batch.model_copy(update={"stage": BatchStage.INTENT}))
             raise
         values = {"stage": BatchStage.SUBMITTED, "provider_job": job_id, "submitted_at": time(), "attempts": 0}
-        await self._store.update(batch.model_copy(update=values))
+        batch = batch.model_copy(update=values)
+        await self._store.update(batch)
         logger.info("submitted", extra={"fields": {"provider_job": job_id, "circuits": len(every)}})
         await self._store.release(every)
-        await self._delivery.mark(every, Status.SUBMITTED, job_id)
+        await self._delivery.mark(batch, every, Status.SUBMITTED)
         return _POLL_SECONDS[0]
 
     async def _without_late(self, batch: Batch, runs: list[Run]) -> list[Run]:
@@ -230,7 +287,7 @@ class Executor:
         assert submitted_at is not None
         # A worker may have stopped between storing the id and telling the jobs.
         queued = [run for run in waiting if run.status is Status.QUEUED]
-        await self._delivery.mark(queued, Status.SUBMITTED, job_id)
+        await self._delivery.mark(batch, queued, Status.SUBMITTED)
         state = await self._provider.status(job_id)
         if batch.attempts or batch.lost_at is not None:
             batch = batch.model_copy(update={"attempts": 0, "lost_at": None})
@@ -257,7 +314,7 @@ class Executor:
             await self._store.close(batch)
             return None
         if state is JobState.RUNNING:
-            await self._delivery.mark(waiting, Status.RUNNING, job_id)
+            await self._delivery.mark(batch, waiting, Status.RUNNING)
         least, most = _POLL_SECONDS
         return min(max(_POLL_SHARE * (time() - submitted_at), least), most)
 
@@ -272,7 +329,8 @@ class Executor:
                 await self._cache.keep_counts(run.sha, record)
                 if not run.status.is_final:
                     await self._store.remember_duration(time() - run.created_at)
-                    await self._delivery.finish(run, batch.token, Status.DONE)
+                    begun_at = run.running_at or batch.submitted_at
+                    await self._delivery.finish(run, batch.token, Status.DONE, begun_at=begun_at)
             elif run.status.is_final:
                 continue
             elif all(piece.cancelled for piece in failed) and (batch.cancelled or run.abandoned):
@@ -322,6 +380,7 @@ class Executor:
             left = min((run.created_at for run in runs), default=0.0) + self._deadline - time()
             delay = min(max(delay, error.retry_after_seconds), max(left, most), _MAX_PAUSE_SECONDS)
         await self._store.update(now.model_copy(update={"attempts": now.attempts + 1}))
+        self._metrics.holds.labels(error.reason).inc()
         await self._store.hold(runs, Hold(reason=error.reason, detail=str(error), until=time() + delay))
         fields = {"reason": error.reason, "detail": str(error), "attempts": now.attempts + 1}
         logger.warning("held", extra={"fields": fields | {"next_seconds": round(delay, 1)}})

@@ -1,4 +1,4 @@
-"""What is stored: counts, readout errors, jobs, runs and batches.
+"""What is stored: counts, readout errors, jobs, runs and batches, and what the provider said of itself.
 
 A *job* is what a caller asked for: some texts' circuits. A *run* is one circuit on the chip, however many jobs wait
 for it. A *batch* is the runs that travel to the provider together. Times are seconds since the epoch.
@@ -6,6 +6,8 @@ for it. A *batch* is the runs that travel to the provider together. Times are se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -203,8 +205,10 @@ class Run(Record):
         circuit: Its JSON.
         layout: How it is laid on the chip; see `service.hardware.placing`.
         batch: Token of the batch it travels in.
+        running_at: When the device was first seen to have it; None if it never was.
         abandoned: Whether every job that waited for it was cancelled.
         problem: Why it failed, as a problem document.
+        traceparents: Of those who asked for it, the first first; some of them, if they are many.
     """
 
     id: str
@@ -215,8 +219,10 @@ class Run(Record):
     shots: int
     created_at: float
     batch: str | None
+    running_at: float | None
     abandoned: bool
     problem: dict[str, Any] | None
+    traceparents: tuple[str, ...]
 
 
 class BatchStage(StrEnum):
@@ -257,3 +263,45 @@ class Batch(Record):
     unreadable: int
     lost_at: float | None
     cancelled: bool
+
+
+class ProviderFacts(Record):
+    """What the provider last said of itself.
+
+    Attributes:
+        device_online: Whether the device takes jobs.
+        queue_length: Jobs before a new one; None if the provider does not say.
+        quota_left: Programs that the account may still run before the next reset; None if there is no limit, or the
+            provider does not say.
+        seen_at: When it said so.
+    """
+
+    device_online: bool
+    queue_length: int | None
+    quota_left: int | None
+    seen_at: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is to see of a target at one moment.
+
+    Attributes:
+        n_pending: Circuits that wait for a batch.
+        oldest_circuit_at: When the first of them came; None if none waits.
+        jobs: How many are kept in each state.
+        oldest_job_at: When the oldest job that has not ended was created; None if all have.
+        has_worker: Whether a worker was at work within the last half minute.
+        provider: None if no worker has heard from it yet.
+        calibration_at: When the device's current calibration was first seen; None if it has none.
+        readout_at: When readout errors were last measured; None if they never were.
+    """
+
+    n_pending: int
+    oldest_circuit_at: float | None
+    jobs: Mapping[Status, int]
+    oldest_job_at: float | None
+    has_worker: bool
+    provider: ProviderFacts | None
+    calibration_at: float | None
+    readout_at: float | None

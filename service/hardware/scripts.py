@@ -5,7 +5,8 @@ may have been lost. Keys below the prefix:
 
     job:<id>            hash: fields of `Job`; `at:<status>` when it was entered, `result:<i>` and `error:<i>`
     jobs:<status>       sorted set of job ids by creation; also jobs:<status>:<task>
-    run:<id>            hash: fields of `Run`
+    ended:<status>      sorted set of the ids of jobs that ended so and are still kept, by their end
+    run:<id>            hash: fields of `Run`; `at:<status>` when it was entered
     run:<id>:jobs       set of the jobs that wait for it
     inflight            hash: fingerprint to the run that is not final
     pending             list of runs that wait for a batch
@@ -13,6 +14,9 @@ may have been lost. Keys below the prefix:
     batches             sorted set of open batches by creation
     events              channel: the id of a job that has changed
     spent:<key>:<day>   shots that an API key has spent on a day (UTC)
+
+What a script did is told again to whoever repeats the very same call, which has the same `now`: what is counted by its
+answer is counted once.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ local rank = {queued = 0, submitted = 1, running = 2, done = 3, failed = 3, canc
 local function move(id, status)
   local job = p .. 'job:' .. id
   local old = redis.call('HGET', job, 'status')
+  if old and redis.call('HGET', job, 'at:' .. status) == a.now then return 1 end
   if not old or rank[status] <= rank[old] then return 0 end
   redis.call('HSET', job, 'status', status, 'at:' .. status, a.now)
   redis.call('HDEL', job, 'hold')
@@ -34,7 +39,11 @@ local function move(id, status)
     -- Jobs so old have ended and expired.
     redis.call('ZREMRANGEBYSCORE', p .. 'jobs:' .. status .. suffix, '-inf', tonumber(a.now) - a.run_ttl)
   end
-  if rank[status] == 3 then redis.call('EXPIRE', job, a.ttl) end
+  if rank[status] == 3 then
+    redis.call('EXPIRE', job, a.ttl)
+    redis.call('ZADD', p .. 'ended:' .. status, a.now, id)
+    redis.call('ZREMRANGEBYSCORE', p .. 'ended:' .. status, '-inf', tonumber(a.now) - a.ttl)
+  end
   redis.call('PUBLISH', p .. 'events', id)
   return 1
 end
@@ -42,7 +51,7 @@ end
 local function finish(id, status)
   local run = p .. 'run:' .. id
   local sha = redis.call('HGET', run, 'sha')
-  redis.call('HSET', run, 'status', status)
+  redis.call('HSET', run, 'status', status, 'at:' .. status, a.now)
   if redis.call('HGET', p .. 'inflight', sha) == id then redis.call('HDEL', p .. 'inflight', sha) end
   redis.call('EXPIRE', run, a.run_ttl)
   redis.call('EXPIRE', run .. ':jobs', a.run_ttl)
@@ -50,8 +59,8 @@ end
 """
 
 # A new job, and a run for each of its circuits that is not already under way; only these are paid for.
-# {now, id, job, runs, max_pending, budget: {key, day, limit, ttl} or null}; the number of these runs, -1 if the queue
-# has no room for them, or -2 if the key may not spend their shots.
+# {now, id, job, runs, traceparent, max_pending, budget: {key, day, limit, ttl} or null}; the number of these runs, -1
+# if the queue has no room for them, or -2 if the key may not spend their shots.
 CREATE = (
     _PRELUDE
     + """
@@ -81,6 +90,12 @@ for _, run in ipairs(a.runs) do
       'shots', run.shots, 'layout', run.layout, 'created_at', a.now)
     redis.call('HSET', p .. 'inflight', run.sha, id)
     redis.call('RPUSH', p .. 'pending', id)
+  end
+  if a.traceparent ~= '' then
+    local known = redis.call('HGET', p .. 'run:' .. id, 'traceparents')
+    local all = known and (known .. ' ' .. a.traceparent) or a.traceparent
+    -- A circuit that everybody asks for needs no more than some of those who did.
+    if #all <= 1024 then redis.call('HSET', p .. 'run:' .. id, 'traceparents', all) end
   end
   redis.call('HDEL', p .. 'run:' .. id, 'abandoned')
   redis.call('SADD', p .. 'run:' .. id .. ':jobs', a.id)
@@ -132,24 +147,28 @@ return 1
 )
 
 # End a run of a batch; from then on no job comes to wait for it. A run that was cancelled although one had goes back
-# into the queue, and is that batch's no more. {now, ttl, run_ttl, run, batch, status, problem}; the jobs that wait for
-# it, also when it had ended before.
+# to the front of the queue, and is that batch's no more. {now, ttl, run_ttl, run, batch, status, problem}; 1 if it
+# ended or 0, then the jobs that wait for it, also when it had ended before.
 FINISH = (
     _PRELUDE
     + """
 local run = p .. 'run:' .. a.run
 local jobs = redis.call('SMEMBERS', run .. ':jobs')
 local status = redis.call('HGET', run, 'status')
-if not status or redis.call('HGET', run, 'batch') ~= a.batch then return {} end
-if rank[status] == 3 then return jobs end
+if not status or redis.call('HGET', run, 'batch') ~= a.batch then return {0} end
+if rank[status] == 3 then
+  table.insert(jobs, 1, redis.call('HGET', run, 'at:' .. a.status) == a.now and 1 or 0)
+  return jobs
+end
 if a.status == 'cancelled' and #jobs > 0 then
   redis.call('HSET', run, 'status', 'queued')
-  redis.call('HDEL', run, 'batch')
-  redis.call('RPUSH', p .. 'pending', a.run)
-  return {}
+  redis.call('HDEL', run, 'batch', 'at:submitted', 'at:running')
+  redis.call('LPUSH', p .. 'pending', a.run)
+  return {0}
 end
 redis.call('HSET', run, 'problem', a.problem)
 finish(a.run, a.status)
+table.insert(jobs, 1, 1)
 return jobs
 """
 )
@@ -178,18 +197,20 @@ return 1
 """
 )
 
-# Note how far runs are at the provider; they never go back. {now, runs, status, provider_job}.
+# Note how far runs are at the provider; they never go back. {now, runs, status, provider_job}; those that went on.
 MARK = (
     _PRELUDE
     + """
+local moved = {}
 for _, id in ipairs(a.runs) do
   local run = p .. 'run:' .. id
   local status = redis.call('HGET', run, 'status')
   if status and rank[a.status] > rank[status] then
-    redis.call('HSET', run, 'status', a.status, 'provider_job', a.provider_job)
+    redis.call('HSET', run, 'status', a.status, 'provider_job', a.provider_job, 'at:' .. a.status, a.now)
   end
+  if redis.call('HGET', run, 'at:' .. a.status) == a.now then table.insert(moved, id) end
 end
-return 1
+return moved
 """
 )
 
@@ -197,11 +218,12 @@ return 1
 MOVE = _PRELUDE + "return move(a.id, a.status)"
 
 # Cancel a job. Runs that nobody waits for any more leave the queue, or are marked if they have left it already.
-# {now, ttl, run_ttl, id}; 1 if it was cancelled, 0 if it had ended before.
+# {now, ttl, run_ttl, id}; how many runs ended by it, or -1 if the job had ended before.
 CANCEL = (
     _PRELUDE
     + """
-if move(a.id, 'cancelled') == 0 then return 0 end
+if move(a.id, 'cancelled') == 0 then return -1 end
+local ended = 0
 for _, id in pairs(cjson.decode(redis.call('HGET', p .. 'job:' .. a.id, 'runs'))) do
   local run = p .. 'run:' .. id
   redis.call('SREM', run .. ':jobs', a.id)
@@ -213,7 +235,35 @@ for _, id in pairs(cjson.decode(redis.call('HGET', p .. 'job:' .. a.id, 'runs'))
       redis.call('HSET', run, 'abandoned', 1)
     end
   end
+  if redis.call('HGET', run, 'at:cancelled') == a.now then ended = ended + 1 end
 end
-return 1
+return ended
+"""
+)
+
+# What there is to see of a target at one moment. {now, ttl}; JSON whose times are text and false where there is none.
+SURVEY = (
+    _PRELUDE
+    + """
+local found = {jobs = {}, oldest_circuit_at = false, oldest_job_at = false}
+found.n_pending = redis.call('LLEN', p .. 'pending')
+local first = redis.call('LINDEX', p .. 'pending', 0)
+if first then found.oldest_circuit_at = redis.call('HGET', p .. 'run:' .. first, 'created_at') end
+for status, r in pairs(rank) do
+  if r == 3 then
+    found.jobs[status] = redis.call('ZCOUNT', p .. 'ended:' .. status, tonumber(a.now) - a.ttl, '+inf')
+  else
+    found.jobs[status] = redis.call('ZCARD', p .. 'jobs:' .. status)
+    local at = redis.call('ZRANGE', p .. 'jobs:' .. status, 0, 0, 'WITHSCORES')[2]
+    if at and (not found.oldest_job_at or tonumber(at) < tonumber(found.oldest_job_at)) then
+      found.oldest_job_at = at
+    end
+  end
+end
+found.has_worker = redis.call('EXISTS', p .. 'heartbeat') == 1
+found.provider = redis.call('GET', p .. 'provider')
+found.calibration_at = redis.call('GET', p .. 'calibration:at')
+found.readout = redis.call('GET', p .. 'readout')
+return cjson.encode(found)
 """
 )

@@ -13,13 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import time
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from service.hardware import scripts
-from service.hardware.records import Batch, BatchStage, Hold, Job, JobSpec, Readout, Run, Status
+from service.hardware.records import (
+    Batch,
+    BatchStage,
+    Hold,
+    Job,
+    JobSpec,
+    ProviderFacts,
+    Readout,
+    Record,
+    Run,
+    Status,
+    Survey,
+)
 from service.hardware.target import Target, target
 from service.schemas import HardwareResult
 from service.settings import Settings
@@ -28,7 +40,10 @@ _HISTORY = 100
 _HEARTBEAT_SECONDS = 30
 _NO_ROOM, _NO_BUDGET = -1, -2
 _BUDGET_TTL_SECONDS = 2 * 86_400
-_NAMES = ("CREATE", "CLAIM", "SPLIT", "SEND", "UPDATE", "MARK", "FINISH", "MOVE", "CANCEL")
+_ENDED_BEFORE = -1
+_NAMES = ("CREATE", "CLAIM", "SPLIT", "SEND", "UPDATE", "MARK", "FINISH", "MOVE", "CANCEL", "SURVEY")
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,17 @@ class Draft:
     layout: str
     circuits: Mapping[str, str]
     budget: Budget | None = None
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What the cancellation of a job did.
+
+    Attributes:
+        n_circuits: Circuits that ended by it, as nobody waits for them any more and they were not sent yet.
+    """
+
+    n_circuits: int
 
 
 class Store:
@@ -110,6 +136,7 @@ class Store:
                 {"sha": sha, "id": uuid.uuid4().hex, "circuit": circuit} | common
                 for sha, circuit in draft.circuits.items()
             ],
+            traceparent=draft.spec.traceparent or "",
             max_pending=self.max_pending,
             budget=_budget(draft.budget),
         )
@@ -151,20 +178,26 @@ class Store:
         jobs = [await self.job(job_id) for _, job_id in sorted(found, reverse=True)[:limit]]
         return [job for job in jobs if job is not None]
 
-    async def cancel(self, job_id: str) -> bool:
-        """Cancel a job; False if it had ended before."""
-        return bool(await self._run("CANCEL", id=job_id))
+    async def cancel(self, job_id: str) -> Cancelled | None:
+        """Cancel a job; None if it had ended before."""
+        n_circuits = int(await self._run("CANCEL", id=job_id))
+        return None if n_circuits == _ENDED_BEFORE else Cancelled(n_circuits)
 
-    async def move(self, job_id: str, status: Status) -> None:
-        """Move a job on to a later state; nothing happens if it is there or further."""
-        await self._run("MOVE", id=job_id, status=status)
+    async def move(self, job_id: str, status: Status) -> bool:
+        """Move a job on to a later state; False if it is there or further already."""
+        return bool(await self._run("MOVE", id=job_id, status=status))
 
-    async def deliver(self, job: Job, index: int, outcome: HardwareResult | Mapping[str, Any]) -> None:
-        """Store what came of one text of a job: its result, or the problem document that stands for it."""
+    async def deliver(self, job: Job, index: int, outcome: HardwareResult | Mapping[str, Any]) -> bool:
+        """Store what came of one text of a job: its result, or the problem document that stands for it.
+
+        Returns:
+            False if there was one already.
+        """
         if isinstance(outcome, HardwareResult):
-            await self._redis.hset(self._key("job", job.id), f"result:{index}", outcome.model_dump_json())
+            field, value = f"result:{index}", outcome.model_dump_json()
         else:
-            await self._redis.hset(self._key("job", job.id), f"error:{index}", json.dumps(outcome))
+            field, value = f"error:{index}", json.dumps(outcome)
+        return bool(await self._redis.hset(self._key("job", job.id), field, value))
 
     async def hold(self, runs: Sequence[Run], hold: Hold) -> None:
         """Tell the jobs that wait for runs why they do not go on."""
@@ -209,21 +242,25 @@ class Store:
             pipeline.smembers(f"{self._key('run', run.id)}:jobs")
         return set().union(*await pipeline.execute()) if runs else set()
 
-    async def mark_runs(self, runs: Sequence[Run], status: Status, provider_job: str) -> None:
-        """Note how far runs are at the provider; they never go back."""
-        await self._run("MARK", runs=[run.id for run in runs], status=status, provider_job=provider_job)
+    async def mark_runs(self, runs: Sequence[Run], status: Status, provider_job: str) -> set[str]:
+        """Note how far runs are at the provider; they never go back. Returns the ids of those that went on."""
+        return set(await self._run("MARK", runs=[run.id for run in runs], status=status, provider_job=provider_job))
 
     async def finish_run(
         self, run: Run, token: str, status: Status, problem: Mapping[str, Any] | None = None
-    ) -> list[str]:
-        """End a run; returns the jobs that wait for it, also when it had ended before.
+    ) -> tuple[bool, list[str]]:
+        """End a run.
 
         Args:
             token: The batch that ends it; a run that is another's by now is left alone.
             problem: Why it failed, as a problem document.
+
+        Returns:
+            Whether it ended now, and the jobs that wait for it, also when it had ended before.
         """
         arguments = {"run": run.id, "batch": token, "status": status, "problem": json.dumps(problem)}
-        return list(await self._run("FINISH", **arguments))
+        ended, *jobs = await self._run("FINISH", **arguments)
+        return bool(ended), jobs
 
     async def n_pending(self) -> int:
         """How many runs wait for a batch."""
@@ -298,11 +335,11 @@ class Store:
 
     async def readout(self, calibration_id: str | None) -> Readout | None:
         """The readout errors measured under a calibration; None if none were."""
-        return _readout(await self._redis.get(self._readout_key(calibration_id)))
+        return _record(Readout, await self._redis.get(self._readout_key(calibration_id)))
 
     async def newest_readout(self) -> Readout | None:
         """The readout errors measured last; None if none ever were."""
-        return _readout(await self._redis.get(f"{self._prefix}readout"))
+        return _record(Readout, await self._redis.get(f"{self._prefix}readout"))
 
     async def readout_job(self) -> Job | None:
         """The last measurement of readout errors; None if there was none, or its job is gone."""
@@ -314,12 +351,35 @@ class Store:
         await self._redis.set(f"{self._prefix}readout:job", job_id)
 
     async def note_calibration(self, calibration_id: str | None) -> None:
-        """Remember the device's current calibration."""
-        await self._redis.set(f"{self._prefix}calibration", calibration_id or "")
+        """Remember the device's current calibration, and when it was first seen."""
+        keys = f"{self._prefix}calibration", f"{self._prefix}calibration:at"
+        name = calibration_id or ""
+        known, known_at = await self._redis.mget(keys)
+        if name != known or known_at is None:
+            await self._redis.mset({keys[0]: name, keys[1]: repr(time()) if name else ""})
 
     async def calibration(self) -> str:
         """The device's current calibration as a worker last saw it; empty if there is none."""
         return str(await self._redis.get(f"{self._prefix}calibration") or "")
+
+    async def keep_provider_facts(self, facts: ProviderFacts) -> None:
+        """Remember what the provider said of itself."""
+        await self._redis.set(f"{self._prefix}provider", facts.model_dump_json())
+
+    async def survey(self) -> Survey:
+        """What there is to see of the target now, read in one go."""
+        found = json.loads(await self._run("SURVEY"))
+        readout = _record(Readout, found["readout"])
+        return Survey(
+            n_pending=found["n_pending"],
+            oldest_circuit_at=_time(found["oldest_circuit_at"]),
+            jobs={status: int(found["jobs"][status]) for status in Status},
+            oldest_job_at=_time(found["oldest_job_at"]),
+            has_worker=found["has_worker"],
+            provider=_record(ProviderFacts, found["provider"]),
+            calibration_at=_time(found["calibration_at"]),
+            readout_at=readout.executed_at if readout else None,
+        )
 
     # --- inside -----------------------------------------------------------------------------------------------
 
@@ -435,11 +495,15 @@ def _job(fields: Mapping[str, str], runs: dict[str, str], provider_jobs: list[st
     )
 
 
-def _readout(value: Any) -> Readout | None:
+def _record(kind: type[R], value: Any) -> R | None:
     try:
-        return None if value is None else Readout.model_validate_json(value)
+        return kind.model_validate_json(value) if value else None
     except ValidationError:
         return None  # of another schema version: absent, and measured again
+
+
+def _time(value: Any) -> float | None:
+    return float(value) if value else None
 
 
 def _run(fields: Mapping[str, str]) -> Run:
@@ -452,28 +516,27 @@ def _run(fields: Mapping[str, str]) -> Run:
         shots=int(fields["shots"]),
         created_at=float(fields["created_at"]),
         batch=fields.get("batch"),
+        running_at=_time(fields.get("at:running")),
         abandoned="abandoned" in fields,
         problem=json.loads(fields.get("problem", "null")),
+        traceparents=tuple(fields.get("traceparents", "").split()),
     )
 
 
 def _batch(fields: Mapping[str, str]) -> Batch:
-    def seconds(name: str) -> float | None:
-        return float(fields[name]) if fields.get(name) else None
-
     chain = json.loads(fields.get("chain", "null"))
     return Batch(
         token=fields["token"],
         runs=json.loads(fields["runs"]),
         stage=BatchStage(fields["stage"]),
         created_at=float(fields["created_at"]),
-        sent_at=seconds("sent_at"),
-        submitted_at=seconds("submitted_at"),
+        sent_at=_time(fields.get("sent_at")),
+        submitted_at=_time(fields.get("submitted_at")),
         chain=None if chain is None else tuple(chain),
         parts=json.loads(fields["parts"]),
         provider_job=fields.get("provider_job") or None,
         attempts=int(fields["attempts"]),
         unreadable=int(fields.get("unreadable", "0")),
-        lost_at=seconds("lost_at"),
+        lost_at=_time(fields.get("lost_at")),
         cancelled=bool(fields.get("cancelled")),
     )

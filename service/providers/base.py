@@ -39,7 +39,7 @@ class ProviderError(Exception):
     """Base of every error that a provider raises on purpose.
 
     Attributes:
-        reason: What a job is told that waits because of it.
+        reason: Its kind in a word or two: what a job is told that waits because of it, and what metrics count it as.
     """
 
     reason: ClassVar[str]
@@ -95,6 +95,8 @@ class RefusalError(ProviderError):
 class RejectedError(RefusalError):
     """The circuit, the shots or the device are refused."""
 
+    reason = "rejected"
+
 
 class LostJobError(RefusalError):
     """The provider does not know the job."""
@@ -104,6 +106,8 @@ class LostJobError(RefusalError):
 
 class UncertainSubmitError(RefusalError):
     """The job may or may not have been submitted."""
+
+    reason = "submission-uncertain"
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from opentelemetry.trace import get_current_span
 from redis.exceptions import RedisError
 
 from service.backends.base import Classification, Measurement, Pending, Work
+from service.control.keys import Caller, Scope
 from service.errors import (
     BackendNotConfiguredError,
     BodyTooLargeError,
+    BudgetExhaustedError,
     CircuitFailedError,
     CircuitRejectedError,
     ClientGoneError,
@@ -26,14 +29,15 @@ from service.errors import (
     OverloadedError,
     ShotsError,
     ShuttingDownError,
-    StoreUnavailableError,
     TooManyTextsError,
     UnknownBackendError,
     UnknownProviderError,
     UnknownTaskError,
+    UnknownVersionError,
     UnsupportedMediaTypeError,
     document_response,
 )
+from service.guard import DENIALS, require, require_json
 from service.hardware.records import Job, Status
 from service.hardware.store import Store, eta
 from service.logs import request_facts
@@ -45,6 +49,7 @@ from service.schemas import (
     ClassifyQuery,
     ClassifyRequest,
     ClassifyResponse,
+    ExactResult,
     HardwareResponse,
     JobBody,
     Result,
@@ -64,24 +69,19 @@ _JOB_HEADERS = {
 }
 
 
-def require_json(request: Request) -> None:
-    """Refuse a body that is not declared as JSON.
-
-    Raises:
-        UnsupportedMediaTypeError: If it is declared as something else, or not at all.
-    """
-    found = request.headers.get("content-type", "")
-    if found.partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedMediaTypeError(f"Content-Type is {found[:64]!r}, expected application/json")
+# The caller is let in before anything else is looked at.
+_MAY_CLASSIFY = require(Scope.CLASSIFY)
 
 
 @router.post(
     CLASSIFY_ROUTE,
     summary="Classify a text or a batch of texts",
-    dependencies=[Depends(require_json)],
+    dependencies=[Depends(_MAY_CLASSIFY), Depends(require_json)],
     responses=problems(
+        *DENIALS,
         MalformedBodyError,
         UnknownTaskError,
+        UnknownVersionError,
         BodyTooLargeError,
         UnsupportedMediaTypeError,
         InvalidRequestError,
@@ -96,7 +96,7 @@ def require_json(request: Request) -> None:
         CircuitRejectedError,
         CircuitFailedError,
         DeadlineExceededError,
-        StoreUnavailableError,
+        BudgetExhaustedError,
     )
     | {202: {"model": JobBody, "description": "Counts are missing; the job will bring them.", "headers": _JOB_HEADERS}},
     response_model=ClassifyResponse | HardwareResponse,
@@ -107,6 +107,7 @@ async def classify(
     query: Annotated[ClassifyQuery, Query()],
     request: Request,
     state: State,
+    caller: Annotated[Caller, Depends(_MAY_CLASSIFY)],
     prefer: Annotated[str | None, Header(description="`wait=N` is the same as the parameter.")] = None,
 ) -> Any:
     """Results come in the order of `inputs`. A text that is too long for the embedder is cut and says `truncated`.
@@ -116,7 +117,7 @@ async def classify(
     facts = request_facts.get()
     assert facts is not None
     facts.n_texts = len(body.inputs)
-    name = state.backends.resolve(query.backend)
+    name = state.backends.resolve(query.backend, bundle.task, caller)
     facts.backend = name.value
     limit = state.settings.max_texts
     if len(body.inputs) > limit:
@@ -129,10 +130,11 @@ async def classify(
         raise UnknownProviderError(
             f"provider is {query.provider[:64]!r}, expected {in_use!r} (QD_QUAFU_PROVIDER)", providers=[in_use]
         )
-    work = Work(body.inputs, body.top_k, query.shots)
+    work = Work(body.inputs, body.top_k, query.shots, caller.budget)
     answer = await unless_client_leaves(request, backend.classify(bundle, work))
     if isinstance(answer, Pending):
         assert state.hardware is not None
+        get_current_span().set_attribute("qd.job", answer.job.id)
         wait = query.wait if "wait" in query.model_fields_set else preferred_wait(prefer)
         begun = perf_counter()
         job = await unless_client_leaves(request, wait_for_end(state, state.hardware, answer.job, wait))
@@ -149,7 +151,14 @@ async def classify(
     common: dict[str, Any] = {"task": bundle.task, "backend": name.value, "bundle": bundle.id, "timing": timing}
     if isinstance(answer, Measurement):
         return HardwareResponse(results=list(answer.results), **common)
-    return ClassifyResponse(results=results(answer, bundle.labels, body.top_k), **common)
+    if state.shadow is not None and query.backend is None:
+        percent = state.switches.of(bundle.task).shadow_percent
+        state.shadow.offer(percent, bundle, work, answer.evaluation)
+    found = results(answer, bundle.labels, body.top_k)
+    if query.expvals:
+        exact = bundle.student.expvals(answer.evaluation.angles).tolist()
+        found = [ExactResult(**one.model_dump(), expvals=row) for one, row in zip(found, exact, strict=True)]
+    return ClassifyResponse(results=found, **common)
 
 
 def _unfinished(job: Job, expected: float | None) -> Response:
@@ -179,7 +188,7 @@ def preferred_wait(prefer: str | None) -> int:
     return 0
 
 
-def results(answer: Classification, labels: list[str], top_k: int | None) -> list[Result]:
+def results(answer: Classification, labels: list[str], top_k: int | None) -> Sequence[Result]:
     """One result a text, labels best first; equal probabilities keep the order of the labels."""
     order = np.argsort(-answer.probs, axis=1, kind="stable")
     found = []

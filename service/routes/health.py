@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from time import time
+
 from fastapi import APIRouter, Request, Response
 from redis.exceptions import RedisError
 
 from service.errors import NotReadyError
+from service.hardware.store import Store
+from service.metrics import Shared
 from service.openapi import problems
 from service.schemas import Alive, Ready
 from service.state import AppState, State
@@ -13,6 +18,8 @@ from service.state import AppState, State
 router = APIRouter(tags=["operations"])
 
 _READY = "ready"
+# A monitor is answered in time with what this process knows, whatever has become of Redis.
+_SURVEY_SECONDS = 1.0
 
 
 @router.get("/livez", summary="Does the process answer?")
@@ -38,9 +45,26 @@ async def readyz(state: State) -> Ready:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request, state: State) -> Response:
-    """Every instrument, in the text format or, where the scraper accepts it, OpenMetrics."""
-    content, content_type = state.metrics.exposition(request.headers.get("accept", ""))
+    """Every instrument, in the text format or, where the scraper accepts it, OpenMetrics.
+
+    What is kept in Redis is left out while Redis does not answer.
+    """
+    shared = []
+    if state.hardware is not None:
+        found = await shared_metrics(state.hardware.store)
+        state.metrics.redis_up.set(found is not None)
+        shared = [] if found is None else [found]
+    content, content_type = state.metrics.exposition(request.headers.get("accept", ""), *shared)
     return Response(content, headers={"Content-Type": content_type})
+
+
+async def shared_metrics(store: Store) -> Shared | None:
+    """What every replica shows alike; None if Redis does not answer soon."""
+    try:
+        async with asyncio.timeout(_SURVEY_SECONDS):
+            return Shared.of(await store.survey(), time())
+    except (RedisError, TimeoutError):
+        return None
 
 
 def readiness(state: AppState) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from time import monotonic, time
 from typing import Annotated
@@ -14,12 +15,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from redis.exceptions import RedisError
 
+from service.control.keys import Scope
 from service.errors import (
     BackendNotConfiguredError,
     InvalidRequestError,
-    StoreUnavailableError,
     UnknownJobError,
 )
+from service.guard import DENIALS, require
 from service.hardware.records import Hold, Job, Status
 from service.hardware.store import Store, eta
 from service.hardware.watch import wait_for
@@ -64,16 +66,22 @@ async def known_job(job_id: Annotated[str, Path(description="Id of a job.")], pa
 
 KnownJob = Annotated[Job, Depends(known_job)]
 
-_JOB_PROBLEMS = problems(UnknownJobError, InvalidRequestError, BackendNotConfiguredError, StoreUnavailableError)
+_MAY_READ = [Depends(require(Scope.CLASSIFY))]
+_MAY_CANCEL = [Depends(require(Scope.HARDWARE))]
+_JOB_PROBLEMS = problems(*DENIALS, UnknownJobError, InvalidRequestError, BackendNotConfiguredError)
 
 
 @router.get(
     "",
     summary="Jobs, the newest first",
-    responses=problems(InvalidRequestError, BackendNotConfiguredError, StoreUnavailableError),
+    dependencies=_MAY_READ,
+    responses=problems(*DENIALS, InvalidRequestError, BackendNotConfiguredError),
 )
 async def list_jobs(query: Annotated[JobsQuery, Query()], parts: Parts) -> JobList:
-    """Filtered by state and task, without results; `next` is the path of the next page."""
+    """Filtered by state and task, without results; `next` is the path of the next page.
+
+    Every key sees every job of the deployment, whoever asked for it.
+    """
     status = Status(query.status) if query.status else None
     jobs = await parts.store.jobs(status, query.task, query.limit + 1, query.before)
     more = None
@@ -86,7 +94,7 @@ async def list_jobs(query: Annotated[JobsQuery, Query()], parts: Parts) -> JobLi
     return JobList(jobs=bodies, next=more)
 
 
-@router.get("/{job_id}", summary="State and results of a job", responses=_JOB_PROBLEMS)
+@router.get("/{job_id}", summary="State and results of a job", dependencies=_MAY_READ, responses=_JOB_PROBLEMS)
 async def read_job(
     job: KnownJob, query: Annotated[JobQuery, Query()], parts: Parts, state: State, response: Response
 ) -> JobBody:
@@ -98,19 +106,27 @@ async def read_job(
     return job_body(job, expected)
 
 
-@router.delete("/{job_id}", summary="Cancel a job", responses=_JOB_PROBLEMS)
-async def cancel_job(job: KnownJob, parts: Parts) -> JobBody:
+@router.delete("/{job_id}", summary="Cancel a job", dependencies=_MAY_CANCEL, responses=_JOB_PROBLEMS)
+async def cancel_job(job: KnownJob, parts: Parts, state: State) -> JobBody:
     """Circuits that no other job waits for leave the queue. At the provider a job is cancelled while it waits there,
     if nobody waits for any circuit that travels in it.
 
     A job that has ended stays as it is, so that cancelling twice is harmless.
     """
-    await parts.store.cancel(job.id)
+    cancelled = await parts.store.cancel(job.id)
+    if cancelled:
+        state.metrics.observe_cancellation(job.task, time() - job.created_at, cancelled.n_circuits)
     job = await _read(parts.store, job.id)
     return job_body(job, None)
 
 
-@router.get("/{job_id}/events", summary="Follow a job", response_class=EventSourceResponse, responses=_JOB_PROBLEMS)
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=EventSourceResponse,
+    dependencies=_MAY_READ,
+    responses=_JOB_PROBLEMS,
+)
 async def job_events(
     job: KnownJob,
     parts: Parts,
@@ -124,7 +140,7 @@ async def job_events(
     """
     sent = int(last_event_id) if last_event_id.isdecimal() and len(last_event_id) < 10 else 0
     hold = None
-    async with parts.watch.on(job.id) as changed:
+    async with _following(state, parts, job) as changed:
         while not state.draining:
             changed.clear()
             now = await parts.store.job(job.id)
@@ -143,7 +159,7 @@ async def job_events(
 async def wait_for_end(state: AppState, parts: Hardware, job: Job, seconds: float) -> Job:
     """The job once it has ended, or as it was last known after some seconds."""
     deadline = monotonic() + seconds
-    async with parts.watch.on(job.id) as changed:
+    async with _following(state, parts, job) as changed:
         while not job.status.is_final and not state.draining and (left := deadline - monotonic()) > 0:
             await wait_for(changed, min(left, _LOOK_SECONDS))
             changed.clear()
@@ -151,6 +167,14 @@ async def wait_for_end(state: AppState, parts: Hardware, job: Job, seconds: floa
             with suppress(RedisError):
                 job = await _read(parts.store, job.id)
     return job
+
+
+@asynccontextmanager
+async def _following(state: AppState, parts: Hardware, job: Job) -> AsyncIterator[asyncio.Event]:
+    """An event that is set whenever the job may have changed; whoever waits for it is counted for so long."""
+    with state.metrics.job_followers.track_inprogress():
+        async with parts.watch.on(job.id) as changed:
+            yield changed
 
 
 def job_body(job: Job, expected: float | None) -> JobBody:

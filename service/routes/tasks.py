@@ -6,20 +6,24 @@ import json
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from models.circuit import Circuit
 from models.qasm import to_qasm2, to_qasm3
+from service.control.keys import Scope
 from service.drawing import to_svg
-from service.errors import InvalidRequestError, OverloadedError, UnknownTaskError
+from service.errors import InvalidRequestError, OverloadedError, UnknownTaskError, UnknownVersionError
+from service.guard import DENIALS, require
 from service.openapi import problems
 from service.registry import LoadedBundle
 from service.schemas import CircuitQuery, CircuitShape, Provenance, QasmQuery, Task, TaskList, TaskSummary
 from service.state import AppState, KnownTask, State
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(
+    prefix="/tasks", tags=["tasks"], dependencies=[Depends(require(Scope.CLASSIFY))], responses=problems(*DENIALS)
+)
 
-_CIRCUIT_PROBLEMS = problems(UnknownTaskError, InvalidRequestError, OverloadedError)
+_CIRCUIT_PROBLEMS = problems(*DENIALS, UnknownTaskError, UnknownVersionError, InvalidRequestError, OverloadedError)
 _QASM = "text/x-qasm"
 _SVG = "image/svg+xml"
 
@@ -31,19 +35,25 @@ def _content(media_type: str, example: str) -> dict[int | str, dict[str, Any]]:
 
 @router.get("", summary="The tasks that are loaded")
 async def list_tasks(state: State) -> TaskList:
-    """Every task with its bundle and labels."""
-    bundles = [bundle for _, bundle in sorted(state.snapshot.bundles.items())]
-    return TaskList(tasks=[TaskSummary(task=b.task, bundle=b.id, labels=b.labels) for b in bundles])
+    """Every task with its bundle, its labels and the versions that a path may name."""
+    snapshot = state.snapshot
+    bundles = [bundle for _, bundle in sorted(snapshot.bundles.items())]
+    return TaskList(
+        tasks=[
+            TaskSummary(task=b.task, bundle=b.id, labels=b.labels, versions=snapshot.versions(b.task)) for b in bundles
+        ]
+    )
 
 
 @router.get("/{task}", summary="Labels, parameters, metrics and provenance", responses=problems(UnknownTaskError))
-async def task(bundle: KnownTask) -> Task:
+async def task(bundle: KnownTask, state: State) -> Task:
     """What the task's bundle says of its student."""
     manifest = bundle.bundle.manifest
     return Task(
         task=bundle.task,
         bundle=bundle.id,
         labels=bundle.labels,
+        versions=state.snapshot.versions(bundle.task),
         circuit=CircuitShape(preset=manifest.preset, n_qubits=manifest.n_qubits, n_layers=manifest.n_layers),
         engine=bundle.student.engine.name,
         parameters=manifest.parameter_counts,

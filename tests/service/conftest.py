@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from browsing import browser, console, new_page, page, seen  # noqa: F401  # fixtures of the console's tests
 from fastapi import FastAPI
 from redis.asyncio import Redis
 from serving import TASKS, client_of, running, write_test_bundle

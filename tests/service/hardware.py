@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from opentelemetry.trace import Tracer
 from redis.asyncio import Redis
 
 from models.circuit import Circuit, Gate
 from models.device import Device, Qubit
-from service.hardware.records import Head, Item, JobSpec
+from service.hardware.cache import Cache
+from service.hardware.execution import Executor
+from service.hardware.readout import ReadoutSchedule
+from service.hardware.records import Exact, Head, Item, Job, JobSpec
 from service.hardware.store import Draft, Store
 from service.hardware.target import Target, fingerprint
+from service.metrics import WorkerMetrics
 from service.providers.base import Health, JobState, Limits, LostJobError, Measured, Outcome, Program, ProviderName
+from service.providers.observed import ObservedProvider
+from service.tracing import OFF
 
 SHOTS = 10_240
 N_QUBITS = 3
@@ -28,6 +37,7 @@ DEVICE = Device(
     qubits={index: Qubit(readout_0=0.97, readout_1=0.9) for index in range(12)},
     couplers={(index, index + 1): 0.98 for index in range(11)},
 )
+HEALTH = Health("someone", "online", 0, None, "cal-1", True)
 
 _targets = itertools.count()
 
@@ -42,11 +52,25 @@ def circuit(angle: float) -> Circuit:
     return Circuit(N_QUBITS, (Gate("rx", (0,), angle), Gate("cz", (0, 1)), Gate("cz", (1, 2))))
 
 
-def draft(target: Target, angles: Sequence[float], shots: int = SHOTS, layout: str = "chain") -> Draft:
+def exact(angle: float) -> Exact:
+    """What the simulator would find for `circuit(angle)` and `HEAD`."""
+    first = math.cos(angle)
+    return Exact(label="no" if first >= 0 else "yes", expvals=[first, 1.0, 1.0])
+
+
+def draft(
+    target: Target,
+    angles: Sequence[float],
+    shots: int = SHOTS,
+    layout: str = "chain",
+    traceparent: str | None = None,
+    expected: Callable[[float], Exact | None] = exact,
+) -> Draft:
     """A job with one text for each angle; equal angles are equal circuits."""
     circuits = {fingerprint(circuit(a), shots, target, layout): circuit(a) for a in angles}
     shas = [fingerprint(circuit(a), shots, target, layout) for a in angles]
-    spec = JobSpec(head=HEAD, top_k=None, shots=shots, items=[Item(sha=sha, truncated=False) for sha in shas])
+    items = [Item(sha=sha, truncated=False, exact=expected(a)) for sha, a in zip(shas, angles, strict=True)]
+    spec = JobSpec(head=HEAD, traceparent=traceparent, top_k=None, shots=shots, items=items)
     return Draft(
         "emotion", "emotion@00000000", spec, layout, {sha: json.dumps(one.to_json()) for sha, one in circuits.items()}
     )
@@ -79,6 +103,7 @@ class FakeProvider:
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    health_now: Health = HEALTH
 
     def fail(self, method: str, *errors: Exception | None) -> None:
         self.errors.setdefault(method, deque()).extend(errors)
@@ -99,7 +124,7 @@ class FakeProvider:
 
     async def health(self) -> Health:
         self._called("health")
-        return Health("someone", "online", 0, None, "cal-1", self.emulated)
+        return self.health_now
 
     async def submit(self, programs: Sequence[Program], token: str) -> str:
         self._called("submit")
@@ -151,3 +176,49 @@ class FakeProvider:
         for programs in self.submissions.values():
             seen += list(dict.fromkeys(repr(program.circuit) for program in programs))
         return seen
+
+
+class World:
+    """One target with its store, cache and provider, and the metrics that its workers share."""
+
+    def __init__(self, redis: Redis, provider: FakeProvider, tracer: Tracer = OFF, **overrides: Any) -> None:
+        self.redis = redis
+        self.provider = provider
+        self.tracer = tracer
+        self.store = store_for(redis, new_target(), **overrides)
+        self.cache = Cache(redis, 3600)
+        self.metrics = WorkerMetrics()
+
+    def worker(self, **overrides: Any) -> Executor:
+        values: dict[str, Any] = {"deadline_seconds": 3600, "shots": SHOTS}
+        provider = ObservedProvider(self.provider, self.metrics, self.tracer)
+        return Executor(self.store, self.cache, provider, self.metrics, self.tracer, **values | overrides)
+
+    def readouts(self) -> ReadoutSchedule:
+        return ReadoutSchedule(self.store, self.provider, layout="chain", interval_seconds=3600, shots=SHOTS)
+
+    async def submit(self, *angles: float, shots: int = SHOTS, **kwargs: Any) -> Job:
+        job = await self.store.create(draft(self.store.target, angles, shots, **kwargs))
+        assert job is not None
+        return job
+
+    async def read(self, job: Job) -> Job:
+        found = await self.store.job(job.id)
+        assert found is not None
+        return found
+
+    async def finish(self, worker: Executor | None = None, most: int = 60) -> None:
+        """Take steps until nothing is left to do, as if no time passed between them."""
+        worker = worker or self.worker()
+        for _ in range(most):
+            await worker.dispatch()
+            batches = await worker.open_batches()
+            if not batches and not await self.store.n_pending():
+                return
+            for token in batches:
+                await worker.advance(token)
+        raise AssertionError("there is no end to the steps")
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The value of a metric's sample; 0 where it has none."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0

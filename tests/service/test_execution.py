@@ -9,12 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hardware import DEVICE, SHOTS, FakeProvider, draft, new_target, store_for
+from hardware import DEVICE, FakeProvider, World, draft, store_for
 from redis.asyncio import Redis
 
-from service.hardware.cache import Cache
-from service.hardware.execution import Executor
-from service.hardware.readout import ReadoutSchedule
 from service.hardware.records import Job, Status
 from service.hardware.store import Store, eta
 from service.providers.base import (
@@ -36,45 +33,6 @@ pytestmark = pytest.mark.anyio
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the code under test handles it."""
-
-
-class World:
-    """One target with its store, cache and provider."""
-
-    def __init__(self, redis: Redis, provider: FakeProvider, **overrides: Any) -> None:
-        self.redis = redis
-        self.provider = provider
-        self.store = store_for(redis, new_target(), **overrides)
-        self.cache = Cache(redis, 3600)
-
-    def worker(self, **overrides: Any) -> Executor:
-        values: dict[str, Any] = {"deadline_seconds": 3600, "shots": SHOTS}
-        return Executor(self.store, self.cache, self.provider, **values | overrides)
-
-    def readouts(self) -> ReadoutSchedule:
-        return ReadoutSchedule(self.store, self.provider, layout="chain", interval_seconds=3600, shots=SHOTS)
-
-    async def submit(self, *angles: float, shots: int = SHOTS) -> Job:
-        job = await self.store.create(draft(self.store.target, angles, shots))
-        assert job is not None
-        return job
-
-    async def read(self, job: Job) -> Job:
-        found = await self.store.job(job.id)
-        assert found is not None
-        return found
-
-    async def finish(self, worker: Executor | None = None, most: int = 60) -> None:
-        """Take steps until nothing is left to do, as if no time passed between them."""
-        worker = worker or self.worker()
-        for _ in range(most):
-            await worker.dispatch()
-            batches = await worker.open_batches()
-            if not batches and not await self.store.n_pending():
-                return
-            for token in batches:
-                await worker.advance(token)
-        raise AssertionError("there is no end to the steps")
 
 
 @pytest.fixture

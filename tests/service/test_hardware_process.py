@@ -262,6 +262,19 @@ def states_of_jobs(http: httpx.Client) -> dict[str, str]:
     return {job["id"]: job["status"] for job in http.get("/jobs").json()["jobs"]}
 
 
+def test_worker_that_is_told_to_stop_while_redis_is_away_stops(tmp_path: Path, bundles_dir: Path) -> None:
+    valkey = Valkey(tmp_path)
+    valkey.start()
+    try:
+        with site(tmp_path / "site", bundles_dir, valkey.url) as here:
+            (worker,) = here.workers
+            valkey.kill()
+            worker.popen.send_signal(signal.SIGTERM)
+            assert worker.popen.wait(timeout=30) == 0
+    finally:
+        valkey.kill()
+
+
 def test_service_alone_brings_valkey_worker_and_emulator_which_end_with_it(tmp_path: Path, bundles_dir: Path) -> None:
     default = {"QD_EMBEDDED": ""}  # as it is when nobody sets it
     with serving(bundles_dir, tmp_path, **default) as (service, url), httpx.Client(base_url=url, timeout=60) as http:

@@ -20,8 +20,10 @@ from serving import N_QUBITS, TASKS, client_of, parts_of, running
 
 from service.hardware.connection import connect
 from service.hardware.execution import Executor
+from service.metrics import WorkerMetrics
 from service.providers.base import RejectedError, UnreachableError
 from service.settings import Settings
+from service.tracing import OFF
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +63,7 @@ def provider() -> FakeProvider:
 def worker_of(app: FastAPI, provider: FakeProvider) -> Executor:
     hardware = parts_of(app).hardware
     assert hardware is not None
-    return Executor(hardware.store, hardware.cache, provider, deadline_seconds=3600, shots=10_240)
+    return Executor(hardware.store, hardware.cache, provider, WorkerMetrics(), OFF, deadline_seconds=3600, shots=10_240)
 
 
 async def finish(worker: Executor) -> None:

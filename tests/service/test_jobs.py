@@ -13,10 +13,14 @@ from redis.asyncio import Redis
 from service.embedded import embedded_redis
 from service.hardware.cache import Cache
 from service.hardware.execution import Executor
+from service.hardware.facts import FactFinder
 from service.hardware.readout import ReadoutSchedule
 from service.hardware.records import Job, Status
 from service.hardware.store import Store
 from service.jobs import run_worker
+from service.metrics import WorkerMetrics
+from service.providers.base import JobState
+from service.tracing import OFF
 
 pytestmark = pytest.mark.anyio
 
@@ -31,9 +35,10 @@ async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[s
 @asynccontextmanager
 async def at_work(
     redis_url: str, redis: Redis, store: Store, provider: FakeProvider, interval: int = 0
-) -> AsyncIterator[None]:
-    """A worker in this process, until the context is left."""
-    executor = Executor(store, Cache(redis, 3600), provider, deadline_seconds=3600, shots=SHOTS)
+) -> AsyncIterator[WorkerMetrics]:
+    """A worker in this process, until the context is left; what it counts."""
+    metrics = WorkerMetrics()
+    executor = Executor(store, Cache(redis, 3600), provider, metrics, OFF, deadline_seconds=3600, shots=SHOTS)
     readouts = ReadoutSchedule(store, provider, layout="chain", interval_seconds=interval, shots=SHOTS)
     stopping = asyncio.Event()
     worker = asyncio.create_task(
@@ -42,6 +47,8 @@ async def at_work(
             store.target,
             executor,
             readouts,
+            FactFinder(store, provider),
+            metrics,
             concurrency=4,
             lease_seconds=2,
             micro_batch_seconds=0.05,
@@ -49,7 +56,7 @@ async def at_work(
         )
     )
     try:
-        yield
+        yield metrics
     finally:
         stopping.set()
         await worker
@@ -103,3 +110,32 @@ async def test_readout_errors_are_measured_without_being_asked_for(redis_url: st
         while await store.newest_readout() is None:
             await asyncio.sleep(0.05)
     assert len(provider.submissions) == 1
+
+
+async def test_provider_is_asked_how_it_is_and_no_step_is_counted_once_all_are_over(
+    redis_url: str, redis: Redis
+) -> None:
+    store, provider = store_for(redis), FakeProvider()
+    async with at_work(redis_url, redis, store, provider) as metrics, asyncio.timeout(60):
+        while (await store.survey()).provider is None:
+            await asyncio.sleep(0.05)
+    assert metrics.registry.get_sample_value("qd_worker_steps") == 0
+
+
+async def test_step_under_way_is_counted(redis_url: str, redis: Redis) -> None:
+    store, provider = store_for(redis), FakeProvider()
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(job_id: str) -> JobState:
+        asked.set()
+        await answer.wait()
+        return JobState.ENDED
+
+    provider.status = slow  # type: ignore[method-assign]
+    assert await store.create(draft(store.target, [0.2])) is not None
+    async with at_work(redis_url, redis, store, provider) as metrics, asyncio.timeout(60):
+        await asked.wait()
+        steps = metrics.registry.get_sample_value("qd_worker_steps")
+        answer.set()
+    assert steps is not None
+    assert steps >= 1

@@ -50,7 +50,7 @@ async def test_unknown_task_names_the_tasks(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/classify", "/classify/", "/classify/emotion/x", "/tasks/", "/docs/assets/none"]
+    "path", ["/none", "/classify", "/classify/", "/classify/emotion/x", "/tasks/", "/docs/assets/none"]
 )
 async def test_unknown_path(client: httpx.AsyncClient, path: str) -> None:
     problem(await client.get(path), 404, "unknown-path")

@@ -12,7 +12,7 @@ from serving import TASKS, running, write_test_bundle
 
 from models.embedder import SHIPPED, Embedder
 from models.errors import BundleError, BundleFileError, EmbedderError, EngineError, StudentError
-from service.errors import RegistryError, UnknownTaskError
+from service.errors import RegistryError, UnknownTaskError, UnknownVersionError
 from service.registry import load_snapshot
 from service.settings import Settings
 
@@ -124,3 +124,64 @@ def test_unknown_engine_is_refused(own: Path) -> None:
     with pytest.raises(EngineError, match="'qiskit'"):
         load_snapshot(own, engine="qiskit", threads=1)
     assert issubclass(EngineError, StudentError)
+
+
+def test_versions_are_served_by_their_id_and_never_by_their_task(own: Path, embedder: Embedder) -> None:
+    write_test_bundle(own / "versions" / "a", "emotion", embedder, seed=8)
+    (own / "versions" / "_unfinished").mkdir()
+    (own / "versions" / "README.md").write_text("about these versions")
+    snapshot = load_snapshot(own, threads=1)
+    (pinned,) = snapshot.pinned.values()
+    assert snapshot.get(pinned.id) is pinned is not snapshot.get("emotion")
+    assert snapshot.get(snapshot.get("emotion").id) is snapshot.get("emotion")
+    assert snapshot.versions("emotion") == sorted(
+        bundle.id.partition("@")[2] for bundle in (pinned, snapshot.get("emotion"))
+    )
+    assert len(list(snapshot)) == len(TASKS) + 1
+    with pytest.raises(UnknownVersionError, match="emotion has no version 'x'"):
+        snapshot.get("emotion@x")
+
+
+def test_same_bundle_in_both_places_is_loaded_once(own: Path) -> None:
+    shutil.copytree(own / "bundle-0", own / "versions" / "same")
+    snapshot = load_snapshot(own, threads=1)
+    assert snapshot.pinned[snapshot.get("emotion").id] is snapshot.get("emotion")
+    assert len(list(snapshot)) == len(TASKS)
+    assert len(snapshot.versions("emotion")) == 1
+
+
+def test_version_of_a_task_without_a_default_is_refused(own: Path) -> None:
+    (own / "versions").mkdir()
+    (own / "bundle-0").rename(own / "versions" / "orphan")
+    with pytest.raises(RegistryError, match=r"versions/orphan: a version of the task 'emotion'"):
+        load_snapshot(own, threads=1)
+
+
+def test_bundle_in_place_of_the_versions_is_refused(own: Path) -> None:
+    (own / "bundle-0").rename(own / "versions")
+    with pytest.raises(RegistryError, match="versions: expected a folder of bundles, found a bundle"):
+        load_snapshot(own, threads=1)
+
+
+def test_damaged_version_is_named(own: Path) -> None:
+    damaged = Path(shutil.copytree(own / "bundle-0", own / "versions" / "damaged"))
+    (damaged / "golden.json").unlink()
+    with pytest.raises(BundleFileError, match=r"versions/damaged/golden\.json"):
+        load_snapshot(own, threads=1)
+
+
+def test_what_has_not_changed_is_used_again(own: Path, embedder: Embedder) -> None:
+    previous = load_snapshot(own, threads=1)
+    write_test_bundle(own / "bundle-0", "emotion", embedder, seed=9)
+    snapshot = load_snapshot(own, threads=1, previous=previous)
+    assert snapshot.get("topic") is previous.get("topic")
+    assert snapshot.get("emotion").id != previous.get("emotion").id
+    assert snapshot.get("emotion").embedder is previous.get("emotion").embedder
+
+
+def test_unchanged_manifest_does_not_hide_a_damaged_file(own: Path) -> None:
+    previous = load_snapshot(own, threads=1)
+    path = own / "bundle-1" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BundleFileError, match=r"bundle-1/weights\.safetensors"):
+        load_snapshot(own, threads=1, previous=previous)
