@@ -1,0 +1,1 @@
+"""What runs the service for real: its image, compose file, chart, dashboards and rules."""
