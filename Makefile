@@ -14,7 +14,8 @@ SERVE := $(VENV)/.installed-serve
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench-student bench-embedder bench-hardware readme embedder bundles evaluate lock clean
+.PHONY: help install serve test check format bench-student bench-embedder bench-hardware bench-operating readme dashboards \
+  image-check screenshots embedder bundles evaluate lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,12 +28,13 @@ serve: $(SERVE) ## start the service on HOST:PORT (127.0.0.1:8000)
 test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest
 
-check: $(DEV) ## lint, format check, strict typing, import contract
+check: $(DEV) ## lint, format check, strict typing, import contract, generated files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/test_imports.py
 	@$(BIN)/python -m benchmarks.readme --check
+	@$(BIN)/python -m deploy.generate --check
 
 format: $(DEV) ## format the code
 	@$(BIN)/ruff check --fix .
@@ -46,6 +48,18 @@ bench-embedder: $(DEV) ## measure what int8 costs and gains, on the texts in DAT
 
 bench-hardware: $(DEV) ## measure what the chip's noise costs in accuracy, on 200 texts of each task in DATA
 	@$(BIN)/python -m benchmarks.hardware $(DATA) $(if $(JSON),--json $(JSON))
+
+bench-operating: $(DEV) ## switch a task between backends under load, on the texts in DATA (JSON=FILE, PICTURES=FOLDER)
+	@$(BIN)/python -m benchmarks.operating $(DATA) $(if $(JSON),--json $(JSON)) $(if $(PICTURES),--pictures $(PICTURES))
+
+dashboards: $(DEV) ## write what Grafana and Prometheus read anew from deploy/*.py
+	@$(BIN)/python -m deploy.generate
+
+image-check: $(DEV) ## carry out the Dockerfile's steps in a clean folder and check what comes of them (JSON=FILE)
+	@$(BIN)/python -m deploy.image $(if $(JSON),--json $(JSON))
+
+screenshots: $(DEV) ## take pictures of the console of the service at HOST:PORT into OUT (docs)
+	@$(BIN)/python -m benchmarks.screenshots http://$(HOST):$(PORT) $(or $(OUT),docs)
 
 readme: $(DEV) ## make the README's tables anew from what was measured
 	@$(BIN)/python -m benchmarks.readme
