@@ -105,7 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return 0 if figures["failed_requests"] == 0 else 1
+    return int(not is_as_promised(figures))
+
+
+def is_as_promised(figures: Mapping[str, Any]) -> bool:
+    """Whether no request failed, replicas agreed in time, and what is wrong was refused and changed nothing."""
+    agreed = [each["seconds_until_the_other_replica_agreed"] for each in (*figures["phases"], *figures["reloads"])]
+    return (
+        figures["failed_requests"] == 0
+        and max(agreed) <= AGREEMENT_SECONDS
+        and all(each["status"] == 200 and each["last_version_pinned"] for each in figures["reloads"])
+        and all(each["status"] >= 400 and each["unchanged"] for each in figures["wrong_inputs"])
+    )
 
 
 async def run(texts: Sequence[str], seconds: float, pictures: Path | None) -> dict[str, Any]:
@@ -115,16 +126,18 @@ async def run(texts: Sequence[str], seconds: float, pictures: Path | None) -> di
         async with deployment(folder, texts) as (session, prometheus):
             stop = asyncio.Event()
             load = [asyncio.create_task(client(session, number, stop)) for number in range(_N_CLIENTS)]
-            phases = []
+            agreed = {}
             for phase, switch in SWITCHES:
-                agreed = await switch_to(session, switch)
+                session.phase = "switching"  # either backend may answer
+                agreed[phase] = await switch_to(session, switch)
                 session.phase = phase
                 await asyncio.sleep(seconds)
-                phases.append(await summary(session, phase, switch, agreed))
             session.phase = "reloads"
             reloads = [await reload(session, number) for number in range(_N_RELOADS)]
             stop.set()
             await asyncio.gather(*load)
+            # Now: a request that waited longer than its phase lasted is part of that phase too.
+            phases = [summary(session, phase, switch, agreed[phase]) for phase, switch in SWITCHES]
             wrong = await wrong_inputs(session)
             if pictures is not None:
                 await take_pictures(session, prometheus, pictures)
@@ -140,6 +153,8 @@ async def run(texts: Sequence[str], seconds: float, pictures: Path | None) -> di
         "failures": dict(Counter(f"{answer.phase}: {answer.status}" for answer in failed)),
         "phases": phases,
         "reloads": reloads,
+        "reload_requests": sum(answer.phase == "reloads" for answer in session.answers),
+        "reload_failures": sum(answer.phase == "reloads" for answer in failed),
         "wrong_inputs": wrong,
     }
 
@@ -166,7 +181,10 @@ async def deployment(folder: Path, texts: Sequence[str]) -> AsyncIterator[tuple[
         }
         keys = {
             name: make_key(env, name, scopes)
-            for name, scopes in (("operator", ["admin"]), ("application", ["classify", "hardware"]))
+            for name, scopes in (
+                ("operator", ["classify", "hardware", "admin"]),
+                ("application", ["classify", "hardware"]),
+            )
         }
         emulator_env = {name: value for name, value in env.items() if name != "QD_QUAFU_URL"}
         await children.start("emulator", command("emulator", "--port", str(ports["emulator"])), emulator_env)
@@ -287,7 +305,7 @@ async def switch_to(session: Session, switch: dict[str, Any]) -> float:
     return await until(agrees)
 
 
-async def summary(session: Session, phase: str, switch: dict[str, Any], agreed: float) -> dict[str, Any]:
+def summary(session: Session, phase: str, switch: dict[str, Any], agreed: float) -> dict[str, Any]:
     answers = [answer for answer in session.answers if answer.phase == phase]
     seconds = sorted(answer.seconds for answer in answers)
     return {
@@ -305,14 +323,31 @@ async def summary(session: Session, phase: str, switch: dict[str, Any], agreed: 
 
 
 async def reload(session: Session, number: int) -> dict[str, Any]:
-    """Load bundles anew while the load goes on, each time with one more pinned version."""
-    versions = session.folder / "models" / "bundles" / "versions"
-    shutil.copytree(SHIPPED / TASK, versions / f"{TASK}-{number}")
+    """Put another version of the bundle into service while the load goes on, and leave the last one to be pinned."""
+    served = session.folder / "models" / "bundles" / TASK
+    last = (await session.replicas[0].get(f"/tasks/{TASK}")).raise_for_status().json()["bundle"]
+    shutil.copytree(served, served.parent / "versions" / f"{TASK}-{number}")
+    # Any other manifest is another version: the weights may stay.
+    manifest = json.loads((served / "manifest.json").read_text(encoding="utf-8"))
+    manifest["command"] += f" # reload {number}"
+    (served / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     begun = monotonic()
     response = await session.admin.post("/admin/reload", json={})
     seconds = monotonic() - begun
-    await asyncio.sleep(1.0)
-    return {"status": response.status_code, "seconds": round(seconds, 3)}
+    now = response.json()["changed"]
+
+    async def follows() -> bool:
+        found = (await session.replicas[1].get(f"/tasks/{TASK}")).raise_for_status().json()
+        return found["bundle"] in now
+
+    agreed = await until(follows)
+    pinned = await session.replicas[1].post(f"/classify/{last}", json={"inputs": session.texts[0]})
+    return {
+        "status": response.status_code,
+        "seconds": round(seconds, 3),
+        "seconds_until_the_other_replica_agreed": round(agreed, 3),
+        "last_version_pinned": pinned.status_code == 200 and pinned.json()["bundle"] == last,
+    }
 
 
 # --- what must change nothing -----------------------------------------------------------------------------------------
@@ -364,13 +399,16 @@ async def state_of(session: Session) -> dict[str, Any]:
 async def take_pictures(session: Session, prometheus: str | None, folder: Path) -> None:
     """Pictures of the console and, if there was a Prometheus, of what the dashboards show."""
     folder.mkdir(parents=True, exist_ok=True)
-    for module, url in (("screenshots", str(session.replicas[0].base_url)), ("panels", prometheus)):
-        if url is not None:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", f"benchmarks.{module}", url, str(folder), cwd=ROOT
-            )
-            if await process.wait():
-                raise RuntimeError(f"benchmarks.{module} ended with {process.returncode}; its error is above")
+    key = session.admin.headers["Authorization"].removeprefix("Bearer ")
+    commands = [["screenshots", str(session.replicas[0].base_url), str(folder), "--key", key, "--task", TASK]]
+    if prometheus is not None:
+        commands.insert(0, ["panels", prometheus, str(folder), "--minutes", "3"])
+    for module, *arguments in commands:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", f"benchmarks.{module}", *arguments, cwd=ROOT
+        )
+        if await process.wait():
+            raise RuntimeError(f"benchmarks.{module} ended with {process.returncode}; its error is above")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from benchmarks.serving import ROOT
@@ -86,15 +86,19 @@ class Source:
         found = self._get("query_range", query=sent, start=str(self.start), end=str(self.end), step=str(self._step))[
             "result"
         ]
-        return [
-            Series(
-                _named(legend, each["metric"]),
-                each["metric"],
-                [float(at) for at, _ in each["values"]],
-                [float(value) for _, value in each["values"]],
-            )
-            for each in found
-        ]
+        return [Series(_named(legend, each["metric"]), each["metric"], *self._with_gaps(each)) for each in found]
+
+    def _with_gaps(self, found: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+        """Times and values, with one that is no number where there was none: no line is drawn across."""
+        times: list[float] = []
+        values: list[float] = []
+        for at, value in found["values"]:
+            if times and at - times[-1] > 1.5 * self._step:
+                times.append(times[-1] + self._step)
+                values.append(math.nan)
+            times.append(float(at))
+            values.append(float(value))
+        return times, values
 
     def _get(self, path: str, **parameters: str) -> Any:
         answer = self._http.get(f"/api/v1/{path}", params=parameters).json()
@@ -211,7 +215,11 @@ def _graph(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> Non
     for step in defaults.get("thresholds", {}).get("steps", []) if custom.get("thresholdsStyle") else []:
         if step["value"] is not None and low < step["value"] < high:
             axes.axhline(step["value"], color=_COLOURS[step["color"]], linewidth=0.9, linestyle="--")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value, defaults["unit"])))
+    named = FuncFormatter(lambda value, _: said(value, defaults["unit"]))
+    axes.yaxis.set_major_formatter(named)
+    if axes.get_yscale() == "log" and high < 20 * low:  # too few powers of ten to read it by
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter(named)
     axes.grid(color=_FAINT, linewidth=0.6)
     _bare(axes)
     if seen:
@@ -273,6 +281,8 @@ def _states(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> No
     names = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
     for row, each in enumerate(reversed(found)):
         for begun, ended, value in _spells(each):
+            if math.isnan(value):
+                continue
             name = names.get(f"{value:g}", {"text": f"{value:g}", "color": "blue"})
             ends = [datetime.fromtimestamp(at, UTC) for at in (begun, ended)]
             axes.barh(row, ends[1] - ends[0], left=ends[0], height=0.7, color=_COLOURS[name["color"]])  # type: ignore[arg-type]
@@ -350,7 +360,7 @@ def _seconds(duration: str) -> float:
 def _bare(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(color=_FAINT, labelcolor=_GREY, labelsize=7)
+    axes.tick_params(which="both", color=_FAINT, labelcolor=_GREY, labelsize=7)
 
 
 _DRAWN = {

@@ -173,6 +173,62 @@ def hardware_table() -> str:
     return markdown(head, rows)
 
 
+def operating_table() -> str:
+    """What `make bench-operating` measured, phase by phase."""
+    figures = _figures("bench-operating.json")
+    rows = []
+    for phase in figures["phases"]:
+        failed = sum(n for status, n in phase["by_status"].items() if status not in ("200", "202"))
+        rows.append(
+            [
+                phase["phase"],
+                f"`{json.dumps(phase['switch'])}`",
+                f"{phase['seconds_until_the_other_replica_agreed']:.2f}",
+                f"{phase['requests']:,}",
+                str(failed),
+                ", ".join(f"{name} {n:,}" for name, n in phase["by_replica_and_backend"].items()),
+                f"{phase['median_ms']:,.0f}",
+                f"{phase['p95_ms']:,.0f}",
+            ]
+        )
+    reloads = figures["reloads"]
+    slowest = max(found["seconds_until_the_other_replica_agreed"] for found in reloads)
+    what = [f"{len(reloads)} reloads", "`POST /admin/reload`", f"at most {slowest:.2f}"]
+    rows.append([*what, f"{figures['reload_requests']:,}", str(figures["reload_failures"]), "", "", ""])
+    rows.append(["all", "", "", f"{figures['requests']:,}", f"**{figures['failed_requests']}**", "", "", ""])
+    head = [
+        "phase",
+        "switch",
+        "s until the other replica agreed",
+        "requests",
+        "failed",
+        "replica: backend that answered",
+        "median, ms",
+        "p95, ms",
+    ]
+    return markdown(head, rows)
+
+
+def session_line() -> str:
+    """What that session came to, in a line."""
+    figures = _figures("bench-operating.json")
+    return f"{figures['requests']:,} requests, {figures['failed_requests']} failed"
+
+
+def wrong_inputs_table() -> str:
+    """What that session was refused."""
+    rows = [
+        [
+            found["input"],
+            f"{found['status']} `{found['type']}`",
+            found["detail"],
+            "yes" if found["unchanged"] else "**no**",
+        ]
+        for found in _figures("bench-operating.json")["wrong_inputs"]
+    ]
+    return markdown(["input", "answer", "detail", "unchanged"], rows)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -185,9 +241,11 @@ TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "speed": speed_table,
         "embedder": embedder_table,
         "hardware": hardware_table,
+        "session": session_line,
         "settings": settings_table,
     },
     ROOT / "docs" / "metrics.md": {"metrics": metrics_table},
+    ROOT / "docs" / "operations.md": {"operating": operating_table, "wrong": wrong_inputs_table},
 }
 
 

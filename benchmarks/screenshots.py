@@ -1,6 +1,6 @@
 """Pictures of the console of a running service, with one text run on both backends.
 
-    python -m benchmarks.screenshots URL OUT_DIR [--text TEXT] [--task TASK]
+    python -m benchmarks.screenshots URL OUT_DIR [--text TEXT] [--task TASK] [--key KEY]
 
 Writes console-light.png, console-dark.png and console-phone.png. Needs Debian's Chromium, or another at CHROMIUM.
 """
@@ -8,6 +8,7 @@ Writes console-light.png, console-dark.png and console-phone.png. Needs Debian's
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -34,13 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder for the pictures")
     parser.add_argument("--text", default=_TEXT, help="what to classify")
     parser.add_argument("--task", help="the task (the first that is served)")
+    parser.add_argument("--key", help="API key, where one is needed")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for name, scheme, size in _PICTURES:
             path = options.out / f"{name}.png"
-            _picture(browser, options.url, path, scheme, size, options.text, options.task)
+            _picture(browser, options.url, path, scheme, size, options.text, options.task, options.key)
             sys.stdout.write(f"{path}\n")
         browser.close()
     return 0
@@ -54,10 +56,13 @@ def _picture(
     size: tuple[int, int],
     text: str,
     task: str | None,
+    key: str | None,
 ) -> None:
     page = browser.new_page(
         viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce"
     )
+    if key is not None:  # where the console keeps it
+        page.add_init_script(f"sessionStorage.setItem('qd-key', {json.dumps(key)})")
     page.goto(url)
     page.locator("#task option").first.wait_for(state="attached")
     if task is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from deploy.queries import REPLICAS, or_zero, rate, shared
 
 RUNBOOK = "docs/runbook.md"
-"""Where `runbook_url` points to, in the project; a section is named after its alert."""
+"""Where the annotation `runbook` points to, in the project; a section is named after its alert."""
 # Of events a second: fewer than one a minute make no ratio that is worth waking somebody for.
 _SOME_TRAFFIC = 1 / 60
 
@@ -74,7 +74,7 @@ class Alert:
             "annotations": {
                 "summary": self.summary,
                 "description": self.description,
-                "runbook_url": f"{RUNBOOK}#{self.anchor}",
+                "runbook": f"{RUNBOOK}#{self.anchor}",
             },
         }
 
@@ -123,14 +123,13 @@ SERVICE_ALERTS = (
     Alert(
         "QdOverloaded",
         (
-            # With no backend yet, it was a key beyond its rate.
-            Condition('backend:qd_request_overloads:ratio_rate5m{backend!="none"}', ">", 0.01),
+            Condition("backend:qd_request_overloads:ratio_rate5m", ">", 0.01),
             Condition("backend:qd_requests:rate5m", ">", _SOME_TRAFFIC),
         ),
         "5m",
         Severity.WARNING,
         "{{ $value | humanizePercentage }} of the requests for {{ $labels.backend }} are answered 429.",
-        "More texts or circuits arrive than are worked off, or a key has spent its shots of the day.",
+        "More texts or circuits arrive than are worked off. Keys beyond their own limits do not count.",
         on="backend",
     ),
     Alert(
@@ -181,7 +180,11 @@ SERVICE_ALERTS = (
 HARDWARE_ALERTS = (
     Alert(
         "QdRedisAway",
-        (Condition("min (qd_redis_up)", "<", 1),),
+        (
+            Condition("min (qd_redis_up)", "<", 1),
+            # A site without a Redis has never seen one.
+            Condition("max (max_over_time(qd_redis_up[1d]))", ">", 0),
+        ),
         "1m",
         Severity.CRITICAL,
         "A replica gets no answer from Redis.",
@@ -189,10 +192,14 @@ HARDWARE_ALERTS = (
     ),
     Alert(
         "QdNoWorker",
-        (Condition(shared("qd_worker_up"), "<", 1),),
+        (
+            Condition(shared("qd_worker_up"), "<", 1),
+            # A site of the simulator alone has none, and no job that waits.
+            Condition(shared("qd_job_oldest_seconds"), ">", 0),
+        ),
         "2m",
         Severity.CRITICAL,
-        "No worker is at work.",
+        "No worker is at work, and jobs wait.",
         "Jobs are taken and stay queued; none is lost.",
     ),
     Alert(

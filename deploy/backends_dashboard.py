@@ -7,6 +7,7 @@ from typing import Any
 from deploy.panels import (
     ANSWERED,
     BACKENDS,
+    CALLERS,
     DATASOURCE,
     HALF,
     SERVICE,
@@ -90,7 +91,7 @@ def _glance() -> list[Any]:
             "p95 of jobs",
             "Creation to end, of 19 of 20 jobs of the last hour that were done.",
             "s",
-            Query(quantile(0.95, "qd_job_seconds", where=f'status="done", {TASK}', window="1h"), "job"),
+            Query(quantile(0.95, "qd_job_seconds", where=f'status="done", {CALLERS}', window="1h"), "job"),
         ),
         figure(
             "Other label than exact",
@@ -130,7 +131,7 @@ def _latency() -> list[Any]:
             "Baihua, jobs end to end",
             "A job's creation to its end, over the last hour; it ends when the slowest of its circuits has counts.",
             "s",
-            *percentiles("qd_job_seconds", f'status="done", {TASK}', "1h"),
+            *percentiles("qd_job_seconds", f'status="done", {CALLERS}', "1h"),
             logarithmic=True,
         ),
     ]

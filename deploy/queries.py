@@ -26,19 +26,21 @@ def ratio(counter: str, part: str, by: str = "", *, where: str = "", window: str
     """
     whole = rate(counter, by, where=where, window=window)
     selected = rate(counter, by, where=_and(where, part), window=window)
-    return f"({selected} or 0 * {whole}) / {whole}"
+    # Compared, as 0 / 0 is a value too, though no number.
+    return f"({selected} or 0 * {whole}) / ({whole} > 0)"
 
 
 def quantile(share: float, histogram: str, by: str = "", *, where: str = "", window: str = "$__rate_interval") -> str:
     """A percentile over all processes; it has no value where nothing was observed."""
     kept = f"le, {by}" if by else "le"
-    return f"histogram_quantile({share:g}, {rate(f'{histogram}_bucket', kept, where=where, window=window)})"
+    within = rate(f"{histogram}_bucket", kept, where=where, window=window)
+    return f"histogram_quantile({share:g}, {within}) >= 0"
 
 
 def mean(histogram: str, by: str = "", *, where: str = "", window: str = "$__rate_interval") -> str:
     """The mean of what was observed; it has no value where nothing was."""
     total = rate(f"{histogram}_sum", by, where=where, window=window)
-    return f"{total} / {rate(f'{histogram}_count', by, where=where, window=window)}"
+    return f"{total} / ({rate(f'{histogram}_count', by, where=where, window=window)} > 0)"
 
 
 def shared(gauge: str, by: str = "", *, where: str = "") -> str:

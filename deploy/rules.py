@@ -34,6 +34,9 @@ class Group:
     rules: Sequence[Recording | Alert]
 
 
+# Not the service's own measurements of readout errors.
+_OF_CALLERS = 'task!="readout"'
+
 _REQUESTS = (
     Recording(
         "task_backend_outcome:qd_requests:rate5m", rate("qd_requests_total", "task, backend, outcome", window="5m")
@@ -64,8 +67,11 @@ _HARDWARE = (
         ratio("qd_provider_calls_total", 'outcome!="ok"', "call", window="5m"),
     ),
     Recording("call:qd_provider_calls:rate5m", rate("qd_provider_calls_total", "call", window="5m")),
-    Recording("all:qd_jobs_failed:ratio_rate1h", ratio("qd_job_seconds_count", 'status="failed"', window="1h")),
-    Recording("all:qd_jobs_ended:increase1h", "sum (increase(qd_job_seconds_count[1h]))"),
+    Recording(
+        "all:qd_jobs_failed:ratio_rate1h",
+        ratio("qd_job_seconds_count", 'status="failed"', where='task!="readout"', window="1h"),
+    ),
+    Recording("all:qd_jobs_ended:increase1h", f"sum (increase(qd_job_seconds_count{{{_OF_CALLERS}}}[1h]))"),
     Recording(
         "task:qd_disagreements:ratio_rate1h",
         ratio("qd_comparisons_total", 'result="disagree"', "task", window="1h"),

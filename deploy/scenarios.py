@@ -30,7 +30,7 @@ def _growing_faster(per_minute: float, in_the_last_hour: float) -> str:
 _REQUESTS = 'qd_requests_total{task="emotion", backend="%s", outcome="%s", instance="a"}'
 _SECONDS = 'qd_request_seconds_bucket{task="emotion", backend="simulator", outcome="ok", instance="a", le="%s"}'
 _DEFAULT = 'qd_default_backend{task="emotion", backend="baihua", instance="%s"}'
-_COMPARISONS = 'qd_comparisons_total{task="emotion", result="%s", cached="no", instance="w"}'
+_COMPARISONS = 'qd_comparisons_total{task="emotion", result="%s", cached="false", instance="w"}'
 _EXPVAL = 'qd_expval_error_%s{qubit="3", values="raw", instance="w"}'
 _JOBS = 'qd_job_seconds_count{task="emotion", status="%s", instance="w"}'
 _CALLS = 'qd_provider_calls_total{call="submit", outcome="%s", instance="w"}'
@@ -49,7 +49,7 @@ HEALTHY: Mapping[str, str] = {
     _REQUESTS % ("simulator", "overloaded"): _growing(1),
     _REQUESTS % ("baihua", "accepted"): _growing(60),
     # A key beyond its rate is nobody's alarm.
-    _REQUESTS % ("none", "overloaded"): _growing(600),
+    _REQUESTS % ("none", "denied"): _growing(600),
     _SECONDS % "0.02": _growing(500),
     _SECONDS % "0.5": _growing(590),
     _SECONDS % "5": _growing(600),
@@ -146,7 +146,7 @@ FIRING: Mapping[str, Scenario] = {
         {'qd_redis_up{instance="b"}': _steady(0)},
         "A replica gets no answer from Redis.",
     ),
-    "QdNoWorker": Scenario({'qd_worker_up{instance="a"}': _steady(0)}, "No worker is at work."),
+    "QdNoWorker": Scenario({'qd_worker_up{instance="a"}': _steady(0)}, "No worker is at work, and jobs wait."),
     "QdProviderSilent": Scenario(
         {'qd_provider_seen_timestamp_seconds{instance="a"}': _steady(18_000)},
         "The provider was last heard of 1h 0m 0s ago.",

@@ -193,7 +193,7 @@ def _control() -> list[Any]:
             Query(or_zero(rate("qd_denied_total", "reason"), "reason", "none"), "{{reason}}"),
         ),
         graph(
-            "Bundles loaded anew",
+            "Bundles loaded anew, by each replica",
             "Attempts in the last 15 minutes; at `rejected` the old bundles stay.",
             "short",
             Query("sum by (outcome) (increase(qd_reloads_total[15m]))", "{{outcome}}"),

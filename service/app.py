@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -52,7 +53,9 @@ def create_app(settings: Settings, tracer: Tracer = OFF) -> FastAPI:
     )
     configured: dict[BackendName, Backend] = {BackendName.SIMULATOR: Simulator(batcher)}
     hardware = shadow = None
-    if redis_url is not None:
+    if redis_url is None:
+        metrics.redis_up.set(math.nan)  # 0 would be an alert that never ends
+    else:
         hardware = _hardware(settings, redis_url)
         baihua = Baihua(batcher, hardware.store, hardware.cache, settings, metrics)
         configured[BackendName.BAIHUA] = baihua

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Request, Security
 from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
 
 from service.control.keys import Caller, Scope
 from service.errors import (
@@ -74,13 +75,24 @@ def require_json(request: Request) -> None:
         raise UnsupportedMediaTypeError(f"Content-Type is {found[:64]!r}, expected application/json")
 
 
+async def admit(request: Request, state: AppState) -> None:
+    """Ask who makes a request that no guard has seen, as its body could not even be read.
+
+    Raises:
+        ProblemError: If they must not come in, or come too often; counted.
+    """
+    try:
+        await _caller(request, state)
+    except ProblemError as exc:
+        _count(request, state.metrics, exc)
+        raise
+
+
 async def _caller(request: Request, state: AppState) -> Caller:
     """Who makes the request; known, and counted, once, however many guards ask."""
     found: Caller | None = getattr(request.state, "caller", None)
     if found is None:
-        found = state.keys.caller(
-            request.headers.get("authorization"), by_local_name=_is_local(request.headers.get("host", ""))
-        )
+        found = state.keys.caller(request.headers.get("authorization"), by_local_name=_is_local(request.headers))
         request.state.caller = found
         facts = request_facts.get()
         if facts is not None:
@@ -89,8 +101,14 @@ async def _caller(request: Request, state: AppState) -> Caller:
     return found
 
 
-def _is_local(host: str) -> bool:
-    """Whether a Host header is an address, localhost or a name without a dot, which no page elsewhere can have."""
+def _is_local(headers: Headers) -> bool:
+    """Whether a request was sent from this machine to an address, localhost or a name without a dot.
+
+    No web page elsewhere can have such a name. What a proxy passes on comes from others, whatever Host it says.
+    """
+    if "forwarded" in headers or "x-forwarded-for" in headers:
+        return False
+    host = headers.get("host", "")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
     try:
         ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
@@ -104,6 +122,9 @@ def _count(request: Request, metrics: Metrics, error: ProblemError) -> None:
     # With two guards, the error passes both.
     if reason is not None and not getattr(request.state, "is_counted", False):
         request.state.is_counted = True
+        facts = request_facts.get()
+        if facts is not None:
+            facts.is_denied = True
         metrics.denied.labels(reason).inc()
 
 

@@ -21,6 +21,8 @@ from service.errors import (
     UnknownPathError,
     problem_response,
 )
+from service.guard import admit
+from service.state import app_state
 
 _BODY_EXAMPLE = '{"inputs": "text"}'
 _BODY_EXAMPLES = {"/admin/tasks/{task}/backend": '{"backend": "simulator"}', "/admin/reload": "{}"}
@@ -49,11 +51,25 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, exc: RequestValidationError) -> Response:
         route = getattr(request.scope.get("route"), "path", "")
-        return problem_response(from_validation(exc.errors(), _BODY_EXAMPLES.get(route, _BODY_EXAMPLE)))
+        error = from_validation(exc.errors(), _BODY_EXAMPLES.get(route, _BODY_EXAMPLE))
+        return await _unless_denied(request, error)
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, exc: HTTPException) -> Response:
-        return problem_response(_from_http(request, exc))
+        return await _unless_denied(request, _from_http(request, exc))
+
+
+async def _unless_denied(request: Request, error: ProblemError) -> Response:
+    """The answer to an error; of a body that cannot be read, only to those who may send one.
+
+    The framework reads the body before any guard is asked, so that such a request has met none.
+    """
+    if isinstance(error, MalformedBodyError):
+        try:
+            await admit(request, app_state(request))
+        except ProblemError as exc:
+            error = exc
+    return problem_response(error)
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]], example: str) -> ProblemError:

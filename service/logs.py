@@ -22,6 +22,7 @@ class RequestFacts:
 
     Attributes:
         key: Id of the API key it came with.
+        is_denied: Whether it was refused for its key: who it is, what it may do, or how much.
         headers: For the answer, whether it becomes a result or a problem.
     """
 
@@ -29,6 +30,7 @@ class RequestFacts:
     key: str | None = None
     backend: str | None = None
     n_texts: int | None = None
+    is_denied: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
 

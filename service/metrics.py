@@ -237,7 +237,7 @@ class Metrics(_Hardware):
             "qd_shadow_ratio", "Share of the simulator's requests that run on hardware too, 0 to 1.", "task"
         )
         self.redis_up = self._gauge(
-            "qd_redis_up", "1 if Redis answered when it was last asked; 0 too if there is none to ask."
+            "qd_redis_up", "1 if Redis answered when it was last asked; NaN if there is none to ask."
         )
         self.bundle_info = self._gauge(
             "qd_bundle_info", "1 for each bundle served.", "task", "bundle", "embedder", "engine"
@@ -343,7 +343,7 @@ def outcome_of(status: int) -> Outcome:
         403: "denied",
         429: "overloaded",
         499: "cancelled",
-        501: "unavailable",
+        501: "invalid",  # asked for what is not configured here, which no operator can mend at night
         503: "unavailable",
     }
     if status in exact:

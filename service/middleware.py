@@ -114,7 +114,12 @@ class RequestMiddleware:
         metrics.http_responses.labels(route or NONE, status).inc()
         if route == CLASSIFY_ROUTE:
             metrics.observe_request(
-                task or NONE, facts.backend or NONE, outcome_of(status), seconds, facts.n_texts or 0
+                task or NONE,
+                facts.backend or NONE,
+                # A 429 of one key says nothing of how busy the service is.
+                "denied" if facts.is_denied else outcome_of(status),
+                seconds,
+                facts.n_texts or 0,
             )
 
 

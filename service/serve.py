@@ -26,14 +26,13 @@ from service.control.keys import KeyStore, is_exposed
 from service.embedded import embedded_redis
 from service.errors import AddressError, StartupError
 from service.hardware.connection import connect
+from service.listening import LOOPBACK, bind, free_ports, refused, url_of
 from service.providers.make import make_provider
 from service.settings import Settings
 from service.state import AppState
 from service.tracing import tracing
 
 logger = logging.getLogger(__name__)
-
-_LOOPBACK = "127.0.0.1"
 
 
 async def serve(settings: Settings) -> None:
@@ -44,7 +43,9 @@ async def serve(settings: Settings) -> None:
         StudentError: If a bundle must not be served.
     """
     # The address is taken before the bundles are loaded: one that is in use is known at once.
-    with _listener(settings.host, settings.port) as listener:
+    with refused(_refusal(settings)):
+        listener = bind(settings.host, settings.port)
+    with listener:
         async with _hardware(settings) as (complete, worker_metrics):
             await _require_keys(complete)
             with tracing(complete, "qd-service") as tracer:
@@ -89,7 +90,7 @@ async def _listen_and_serve(
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
     )
-    url = _url(settings.host, listener.getsockname()[1])
+    url = url_of(settings.host, listener.getsockname()[1])
     async with app.router.lifespan_context(app):
         _listen(listener, settings)
         addresses = {"url": url} | ({"worker_metrics": worker_metrics} if worker_metrics else {})
@@ -115,7 +116,8 @@ async def _hardware(settings: Settings) -> AsyncIterator[tuple[Settings, str | N
         yield settings, None
     else:
         async with embedded_redis(settings.state_dir) as redis_url, Children() as children:
-            metrics_port = settings.worker_metrics_port or _free_port()
+            emulator_port, free_port = free_ports(2)
+            metrics_port = settings.worker_metrics_port or free_port
             own = {"QD_REDIS_URL": redis_url, "QD_WORKER_METRICS_PORT": str(metrics_port)}
             if not emulated:
                 # What the worker would fail on again and again is better said once, here.
@@ -123,25 +125,20 @@ async def _hardware(settings: Settings) -> AsyncIterator[tuple[Settings, str | N
                     settings.quafu_provider, settings.quafu_url, settings.token(), settings.quafu_device
                 ).close()
             else:
-                port = _free_port()
-                own |= {"QD_QUAFU_URL": f"http://{_LOOPBACK}:{port}", "QD_QUAFU_TOKEN": f"qf_{secrets.token_hex(16)}"}
+                own |= {
+                    "QD_QUAFU_URL": url_of(LOOPBACK, emulator_port),
+                    "QD_QUAFU_TOKEN": f"qf_{secrets.token_hex(16)}",
+                }
                 state = settings.state_dir / "emulator.sqlite"
-                command = _command("emulator", "--port", str(port), "--state", str(state))
+                command = _command("emulator", "--port", str(emulator_port), "--state", str(state))
                 await children.start("emulator", command, os.environ | own)
             await children.start("worker", _command("worker"), os.environ | own)
             update = {"redis_url": SecretStr(redis_url), "quafu_url": own.get("QD_QUAFU_URL", settings.quafu_url)}
-            yield settings.model_copy(update=update), f"{_url(settings.worker_metrics_host, metrics_port)}/metrics"
+            yield settings.model_copy(update=update), f"{url_of(settings.worker_metrics_host, metrics_port)}/metrics"
 
 
 def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "service.cli", *arguments]
-
-
-def _free_port() -> int:
-    """A port that nobody listens on; whoever gets it keeps it when it is started again."""
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 class _Server(uvicorn.Server):
@@ -163,35 +160,14 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _listener(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it, every answer on a connection
-        # that is kept open waits for the client's delayed acknowledgement, 40 ms.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError:
-            listener.close()
-            raise
-    except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot carry
-        raise AddressError(f"cannot listen on {host} port {port}: {getattr(exc, 'strerror', None) or exc}") from exc
-    return listener
-
-
 def _listen(listener: socket.socket, settings: Settings) -> None:
     # With SO_REUSEADDR two services that start together can both bind; the second learns of the first only here.
-    try:
+    with refused(_refusal(settings)):
         listener.listen()
-    except OSError as exc:
-        raise AddressError(f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}") from exc
 
 
-def _url(host: str, port: int) -> str:
-    """A URL that reaches the listener from this machine."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+def _refusal(settings: Settings) -> str:
+    return f"cannot listen on {settings.host} port {settings.port}"
 
 
 @contextmanager

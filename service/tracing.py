@@ -81,7 +81,9 @@ def record(
 
 
 def traceparent() -> str | None:
-    """The current span as a `traceparent` header (W3C Trace Context), to be stored or sent; None without one."""
+    """The current span as a `traceparent` header (W3C Trace Context), to be stored; None if no trace is recorded."""
+    if exemplar() is None:
+        return None
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return carrier.get(_HEADER)

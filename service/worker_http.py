@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -17,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.errors import AddressError
+from service.listening import listen, refused, url_of
 from service.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,9 @@ async def answering(metrics: WorkerMetrics, host: str, port: int) -> AsyncIterat
     Raises:
         AddressError: If the address cannot be used; names its variables.
     """
-    with _listener(host, port) as listener:
+    with refused(f"QD_WORKER_METRICS_PORT: cannot listen on {host} port {port} (QD_WORKER_METRICS_HOST)"):
+        listener = listen(host, port)
+    with listener:
         server = _Server(
             uvicorn.Config(
                 worker_app(metrics),
@@ -44,7 +45,7 @@ async def answering(metrics: WorkerMetrics, host: str, port: int) -> AsyncIterat
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
         )
-        url = _url(host, listener.getsockname()[1])
+        url = f"{url_of(host, listener.getsockname()[1])}/metrics"
         serving = asyncio.create_task(server.serve([listener]), name="worker-http")
         logger.info("metrics", extra={"fields": {"url": url}})
         try:
@@ -73,20 +74,3 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family)
-    except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot carry
-        raise AddressError(
-            f"QD_WORKER_METRICS_PORT: cannot listen on {host} port {port} (QD_WORKER_METRICS_HOST): "
-            f"{getattr(exc, 'strerror', None) or exc}"
-        ) from exc
-
-
-def _url(host: str, port: int) -> str:
-    """A URL that reaches the listener from this machine."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}/metrics" if ":" in reachable else f"http://{reachable}:{port}/metrics"

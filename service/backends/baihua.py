@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -12,11 +13,12 @@ from models.circuit import Circuit
 from service.backends.base import Measurement, Pending, Work
 from service.batching import Batcher, Evaluation
 from service.errors import BudgetExhaustedError, CircuitRejectedError, OverloadedError, ShotsError
+from service.hardware.budget import OverBudgetError, seconds_to_midnight
 from service.hardware.cache import Cache
 from service.hardware.placing import layout
-from service.hardware.records import CountsRecord, Exact, Head, Item, JobSpec, Readout
+from service.hardware.records import CountsRecord, Exact, Head, Item, Job, JobSpec, Readout
 from service.hardware.results import hardware_result
-from service.hardware.store import Draft, OverBudgetError, Store, seconds_to_midnight
+from service.hardware.store import Draft, Store
 from service.hardware.target import fingerprint
 from service.metrics import Metrics
 from service.registry import LoadedBundle
@@ -64,23 +66,22 @@ class Baihua:
         shots = _shots(work.shots, self._settings.shots)
         begun = perf_counter()
         angles = await self._cache.settle_angles(bundle.id, work.texts, evaluation.angles)
-        epoch = await self._store.calibration() if self._settings.cache_by_calibration else ""
+        epoch = await self._store.noticeboard.calibration() if self._settings.cache_by_calibration else ""
         placing = layout(self._settings.quafu_compiler, self._settings.chain)
-        circuits: dict[str, Circuit] = {}
-        shas = []
-        for row in angles:
-            circuit = bundle.student.bound_circuit(row)
-            sha = fingerprint(circuit, shots, self._store.target, placing, epoch)
-            circuits[sha] = circuit
-            shas.append(sha)
+
+        def bind() -> tuple[list[Item], dict[str, Circuit]]:
+            rows = [bundle.student.bound_circuit(row) for row in angles]
+            shas = [fingerprint(circuit, shots, self._store.target, placing, epoch) for circuit in rows]
+            facts = zip(shas, evaluation.truncated, _exact(bundle, angles), strict=True)
+            items = [Item(sha=sha, truncated=truncated, exact=exact) for sha, truncated, exact in facts]
+            return items, dict(zip(shas, rows, strict=True))
+
+        # On a thread: for a large batch it takes longer than other requests should wait for the event loop.
+        items, circuits = await asyncio.to_thread(bind)
         found = await self._cache.counts(circuits)
         missing = {sha: circuit for sha, circuit in circuits.items() if sha not in found}
         await self._require_not_refused(missing)
         head = Head.of(bundle.student.weights, bundle.labels)
-        items = [
-            Item(sha=sha, truncated=truncated, exact=exact)
-            for sha, truncated, exact in zip(shas, evaluation.truncated, _exact(bundle, angles), strict=True)
-        ]
         results = await self._results(found, head, items, work.top_k)
         if not missing:
             self._observe(bundle.task, items, results, n_hits=len(found))
@@ -96,24 +97,8 @@ class Baihua:
             shots=shots,
             items=[item.model_copy(update={"result": results.get((item.sha, item.truncated))}) for item in items],
         )
-        bodies = {sha: json.dumps(circuit.to_json()) for sha, circuit in missing.items()}
-        try:
-            job = await self._store.create(Draft(bundle.task, bundle.id, spec, placing, bodies, work.budget))
-        except OverBudgetError:
-            assert work.budget is not None
-            raise BudgetExhaustedError(
-                f"{len(missing)} circuits of {shots} shots are more than what the key has left of its "
-                f"{work.budget.shots_per_day} shots a day (UTC)",
-                seconds_to_midnight(),
-                limit=work.budget.shots_per_day,
-            ) from None
-        if job is None:
-            raise OverloadedError(
-                f"{len(missing)} circuits were sent to a queue without room for them, expected at most "
-                f"{self._store.max_pending} in it",
-                _RETRY_SECONDS,
-                limit=self._store.max_pending,
-            )
+        bodies = await asyncio.to_thread(_bodies, missing)
+        job = await self._create(Draft(bundle.task, bundle.id, spec, placing, bodies, work.budget))
         self._observe(
             bundle.task,
             items,
@@ -123,6 +108,27 @@ class Baihua:
             n_misses=job.n_queued,
         )
         return Pending(job, evaluation.embed_seconds)
+
+    async def _create(self, draft: Draft) -> Job:
+        n_circuits, budget = len(draft.circuits), draft.budget
+        try:
+            job = await self._store.create(draft)
+        except OverBudgetError:
+            assert budget is not None
+            raise BudgetExhaustedError(
+                f"{n_circuits} circuits of {draft.spec.shots} shots are more than what the key has left of its "
+                f"{budget.shots_per_day} shots a day (UTC)",
+                seconds_to_midnight(),
+                limit=budget.shots_per_day,
+            ) from None
+        if job is None:
+            raise OverloadedError(
+                f"{n_circuits} circuits were sent to a queue without room for them, expected at most "
+                f"{self._store.max_pending} in it",
+                _RETRY_SECONDS,
+                limit=self._store.max_pending,
+            )
+        return job
 
     def _observe(
         self,
@@ -157,7 +163,7 @@ class Baihua:
             if record is None or (item.sha, item.truncated) in results:
                 continue
             if record.calibration_id not in readouts:
-                readouts[record.calibration_id] = await self._store.readout(record.calibration_id)
+                readouts[record.calibration_id] = await self._store.noticeboard.readout(record.calibration_id)
             results[item.sha, item.truncated] = hardware_result(
                 record,
                 head,
@@ -167,6 +173,10 @@ class Baihua:
                 cached=True,
             )
         return results
+
+
+def _bodies(circuits: Mapping[str, Circuit]) -> dict[str, str]:
+    return {sha: json.dumps(circuit.to_json()) for sha, circuit in circuits.items()}
 
 
 def _exact(bundle: LoadedBundle, angles: np.ndarray) -> list[Exact]:

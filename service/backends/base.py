@@ -12,8 +12,8 @@ from service.batching import Evaluation
 from service.control.keys import Caller, Scope
 from service.control.switches import Switches
 from service.errors import BackendNotConfiguredError, UnknownBackendError
+from service.hardware.budget import Budget
 from service.hardware.records import Job
-from service.hardware.store import Budget
 from service.registry import LoadedBundle
 from service.schemas import HardwareResult
 from service.settings import BackendName

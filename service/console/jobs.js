@@ -69,18 +69,21 @@ function complain(error) {
   problemShown = said;
 }
 
-/** Cancel a job once the user has confirmed it. */
-export async function cancelJob(job) {
+/** Cancel a job once the user has confirmed it; `place` holds why it could not be, until it is tried again. */
+export async function cancelJob(job, place) {
+  place.replaceChildren();
   byId("confirm-text").textContent =
     `Job ${job.id.slice(0, 8)}, ${job.task}, ${plural(job.n_texts, "text")}. ` +
     "Circuits that no other job waits for leave the queue; what runs on the device already may still be charged.";
   if (!(await ask(byId("confirm"), byId("confirm-yes")))) return;
   try {
     await get(`/jobs/${encodeURIComponent(job.id)}`, { method: "DELETE" });
-    await readJobs();
   } catch (error) {
-    complain(error);
+    // Not where the list complains: its next look would take it away, or end for good.
+    place.replaceChildren(errorView(error));
+    return;
   }
+  await readJobs();
 }
 
 function turnTo(path) {
@@ -111,7 +114,7 @@ function newRow(first) {
   const state = h("td", { class: "state" });
   const time = h("td", { class: "number took" });
   const short = first.id.slice(0, 8);
-  const attributes = { type: "button", "aria-label": `Cancel job ${short}`, click: () => cancelJob(first) };
+  const attributes = { type: "button", "aria-label": `Cancel job ${short}`, click: () => cancelJob(first, byId("jobs-refused")) };
   const cancel = h("button", attributes, "Cancel");
   const row = h("tr", { "data-job": first.id },
     h("td", { class: "when" }, moment(first.created_at)),
@@ -137,7 +140,7 @@ function startDetails() {
   const look = () => {
     const id = /^#job=(\w+)$/.exec(location.hash)?.[1];
     following.abort();
-    if (!id) return;
+    if (!id) return dialog.close(); // the browser's Back
     following = new AbortController();
     if (!dialog.open) dialog.showModal();
     details(id, following.signal);
@@ -145,7 +148,7 @@ function startDetails() {
   window.addEventListener("hashchange", look);
   dialog.addEventListener("close", () => {
     following.abort();
-    history.replaceState(null, "", location.pathname + location.search);
+    if (location.hash.startsWith("#job=")) history.replaceState(null, "", location.pathname + location.search);
   });
   look();
 }

@@ -52,8 +52,11 @@ async function readReady() {
   } catch (error) {
     if (error.status) said = { status: "not ready", parts: error.document.parts ?? {} };
   }
-  if (place.textContent === said.status) return;
-  place.textContent = said.status;
-  place.className = `badge ${said.status === "ready" ? "good" : "warn"}`;
+  // Without a mouse there is no title to look at: what is not ready is named.
+  const lacking = Object.entries(said.parts).filter(([, state]) => state !== "ready");
+  const text = lacking.length ? `${said.status}: ${lacking.map(([part]) => part).join(", ")}` : said.status;
   place.title = Object.entries(said.parts).map(([part, state]) => `${part}: ${state}`).join("\n");
+  if (place.textContent === text) return; // it would be read out each time
+  place.textContent = text;
+  place.className = `badge ${said.status === "ready" ? "good" : "warn"}`;
 }

@@ -23,7 +23,8 @@ export function startTryout({ asked, ended }) {
   });
   document.addEventListener("keydown", (event) => {
     const isRun = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-    if (!isRun || document.querySelector("dialog[open]")) return;
+    const within = event.target.closest("form");
+    if (!isRun || (within && within !== form) || document.querySelector("dialog[open]")) return;
     event.preventDefault();
     form.requestSubmit();
   });
@@ -120,9 +121,10 @@ async function onHardware(column, task, text, labels, query, signal) {
 async function onJob(column, first, labels, begun, signal) {
   const progress = h("div", {}, jobView(first));
   const connection = h("p", { class: "hint", role: "status" });
-  const cancel = h("button", { type: "button", click: () => cancelJob(first) }, "Cancel the job");
+  const refused = h("div", {});
+  const cancel = h("button", { type: "button", click: () => cancelJob(first, refused) }, "Cancel the job");
   const link = h("a", { href: `#job=${first.id}` }, `Job ${first.id.slice(0, 8)}`);
-  column.replaceChildren(progress, connection, h("div", { class: "tools" }, link, cancel));
+  column.replaceChildren(progress, connection, h("div", { class: "tools" }, link, cancel), refused);
   const show = (job) => {
     connection.replaceChildren();
     progress.replaceChildren(jobView(job));

@@ -52,11 +52,20 @@ async def create(
             requests_per_minute=requests_per_minute,
             shots_per_day=shots_per_day,
         )
-        await ledger.note(_entry("create-key", {}, key))
-        is_first = len(await store.all()) == 1
+        # From here on there is a key, and whoever asked for it must get it.
+        is_first, is_noted = False, True
+        try:
+            is_first = len(await store.all()) == 1
+            await ledger.note(_entry("create-key", {}, key))
+        except RedisError:
+            is_noted = False
     until = "does not expire" if key.expires_at is None else f"expires {_at(key.expires_at)} UTC"
     facts = f"Key {key.id} for {_scopes(key)}, {until}. It is not shown again: only its hash is kept."
-    return shown, f"{facts}\nIt is the first: from now on the service asks for a key." if is_first else facts
+    if is_first:
+        facts += "\nIt is the first: from now on the service asks for a key."
+    if not is_noted:
+        facts += "\nRedis went away meanwhile: the audit does not hold it."
+    return shown, facts
 
 
 async def show(settings: Settings) -> str:

@@ -24,8 +24,8 @@ from redis.asyncio import Redis
 
 from service.control import keyspace
 from service.errors import ForbiddenError, StoreUnavailableError, UnauthenticatedError
+from service.hardware.budget import Budget
 from service.hardware.records import Record
-from service.hardware.store import Budget
 
 REQUESTS_PER_MINUTE = 600
 SHOTS_PER_DAY = 1_024_000
@@ -150,14 +150,9 @@ class KeyRing:
         self._unreadable = unreadable
 
     @property
-    def is_loaded(self) -> bool:
-        """Whether the keys are known at all."""
-        return self._keys is not None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it is known that there is no key; one that has expired is one."""
-        return self._keys is not None and not self._keys
+    def is_ready(self) -> bool:
+        """Whether anybody can be let in: the keys are known, or not everybody needs one."""
+        return self._keys is not None or self._allow_anonymous or not self._exposed
 
     def caller(self, authorization: str | None, *, by_local_name: bool = True) -> Caller:
         """Who sends this Authorization header.
@@ -174,7 +169,7 @@ class KeyRing:
         if self._keys is None:
             if self._allow_anonymous:
                 return _ANONYMOUS
-            if self._exposed:
+            if self._exposed or not by_local_name:
                 raise StoreUnavailableError("Redis, which holds the API keys, does not answer", _RETRY_SECONDS)
             return _UNKNOWN
         if not self._keys and not self._exposed and by_local_name:
@@ -217,7 +212,10 @@ class KeyStore:
                 requests_per_minute=requests_per_minute,
                 shots_per_day=shots_per_day,
             )
-            if await self._redis.hsetnx(keyspace.KEYS, key.id, key.model_dump_json()):
+            record = key.model_dump_json()
+            # It may be there although it was not set now: the client repeats a call whose answer was lost.
+            is_new = await self._redis.hsetnx(keyspace.KEYS, key.id, record)
+            if is_new or await self._redis.hget(keyspace.KEYS, key.id) == record:
                 return key, f"qd_{key.id}_{secret}"
 
     async def all(self) -> list[Key]:

@@ -29,7 +29,8 @@ from service.emulator.refusals import RefusedError
 from service.emulator.sampling import ProcessSampler, Sampler
 from service.emulator.sqc_api import BadTokenError
 from service.emulator.store import Store
-from service.errors import AddressError, StartupError
+from service.errors import StartupError
+from service.listening import listen, refused, url_of
 
 _STOP_SECONDS = 1
 
@@ -125,19 +126,11 @@ def run(
         StartupError: As `create_emulator` does.
     """
     app = create_emulator(config, sampler)
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only on sockets that name their protocol.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((config.host, port))
-            listener.listen()
-        except (OSError, OverflowError) as exc:  # OverflowError: no port has this number
-            raise AddressError(
-                f"cannot listen on {config.host} port {port}: {getattr(exc, 'strerror', None) or exc}"
-            ) from exc
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        url = f"http://{host}:{listener.getsockname()[1]}"
+    with refused(f"cannot listen on {config.host} port {port}"):
+        # `localhost` is 127.0.0.1, whatever else it resolves to.
+        listener = listen(config.host, port, socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    with listener:
+        url = url_of(config.host, listener.getsockname()[1])
         server = _Server(
             uvicorn.Config(
                 app,

@@ -56,7 +56,7 @@ class Delivery:
         token: str,
         status: Status,
         problem: ProblemError | None = None,
-        begun_at: float | None = None,
+        submitted_at: float | None = None,
     ) -> None:
         """End a run of a batch, then give every job that waits for it what came of it.
 
@@ -65,23 +65,30 @@ class Delivery:
             token: The batch; a run that is another's by now is left alone.
             status: How it ends, if it has not ended before.
             problem: Why it failed.
-            begun_at: When the device took it, if it has just given the counts.
+            submitted_at: When the provider took it, if the device has just given the counts.
         """
         document = problem_document(problem) if problem else run.problem
         # First the end: a job that came to wait for the run after its outcome was handed out would get none.
         ended, job_ids = await self._store.finish_run(run, token, status, document)
         if ended:
             self._metrics.circuits_ended.labels(status.value).inc()
-            if begun_at is not None:
-                self._metrics.hardware_execution_seconds.observe(time() - begun_at, exemplar())
+            if submitted_at is not None:
+                self._observe_device(run, submitted_at)
         # The device's errors are those of a circuit, however many wait for it.
-        drift_is_new = ended and begun_at is not None
+        drift_is_new = ended and submitted_at is not None
         for job_id in job_ids:
             job = await self._store.job(job_id)
             if job is not None and not job.status.is_final:
                 compared = await self._hand_out(job, run, status, document, drift_is_new)
                 drift_is_new = drift_is_new and not compared
                 await self._progress(job_id)
+
+    def _observe_device(self, run: Run, submitted_at: float) -> None:
+        """Time the device; one that began and ended between two looks, which are close together, only queued."""
+        if run.running_at is None:
+            self._metrics.hardware_queue_seconds.observe(time() - submitted_at, exemplar())
+        else:
+            self._metrics.hardware_execution_seconds.observe(time() - run.running_at, exemplar())
 
     async def _hand_out(
         self, job: Job, run: Run, status: Status, document: Mapping[str, Any] | None, drift_is_new: bool
@@ -93,7 +100,7 @@ class Delivery:
         if status is Status.DONE and record is None:
             document = problem_document(InternalError("the counts left the cache before they were handed out"))
         if record is not None and job.spec.head is not None:
-            readout = await self._store.readout(record.calibration_id)
+            readout = await self._store.noticeboard.readout(record.calibration_id)
             for index in indices:
                 truncated = job.spec.items[index].truncated
                 result = hardware_result(
@@ -135,7 +142,7 @@ class Delivery:
         if readout is None:
             logger.warning("readout errors not kept: their two circuits did not run on the same, known qubits")
         else:
-            await self._store.keep_readout(readout)
+            await self._store.noticeboard.keep_readout(readout)
             logger.info("readout errors measured", extra={"fields": {"calibration": readout.calibration_id}})
         await self._end(job, Status.DONE)
 

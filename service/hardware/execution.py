@@ -107,7 +107,7 @@ class Executor:
 
     async def beat(self) -> None:
         """Note that a worker is at work."""
-        await self._store.beat()
+        await self._store.noticeboard.beat()
 
     async def dispatch(self) -> list[str]:
         """Take every waiting run into a batch; returns the tokens of the new ones."""
@@ -328,9 +328,8 @@ class Executor:
                 # Before the run ends: whoever asks for this circuit afterwards finds its counts.
                 await self._cache.keep_counts(run.sha, record)
                 if not run.status.is_final:
-                    await self._store.remember_duration(time() - run.created_at)
-                    begun_at = run.running_at or batch.submitted_at
-                    await self._delivery.finish(run, batch.token, Status.DONE, begun_at=begun_at)
+                    await self._store.noticeboard.remember_duration(time() - run.created_at)
+                    await self._delivery.finish(run, batch.token, Status.DONE, submitted_at=batch.submitted_at)
             elif run.status.is_final:
                 continue
             elif all(piece.cancelled for piece in failed) and (batch.cancelled or run.abandoned):
@@ -357,7 +356,7 @@ class Executor:
             calibration_id=calibration,
             provider_jobs=[batch.provider_job or ""],
             executed_at=max((piece.executed_at or time()) for piece in pieces),
-            readout=await self._store.readout(calibration),
+            readout=await self._store.noticeboard.readout(calibration),
         )
 
     # --- when it does not go on -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class FactFinder:
     """Asks the provider for device, queue and quota.
 
     Args:
-        store: Keeps what it said.
+        store: On its noticeboard what it said is kept.
         provider: Is asked.
     """
 
@@ -33,7 +33,7 @@ class FactFinder:
         except ProviderError as exc:
             logger.warning("no health from the provider", extra={"fields": {"detail": str(exc)}})
             return
-        await self._store.keep_provider_facts(_facts(health))
+        await self._store.noticeboard.keep_provider_facts(_facts(health))
 
 
 def _facts(health: Health) -> ProviderFacts:

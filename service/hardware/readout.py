@@ -49,18 +49,19 @@ class ReadoutSchedule:
             logger.warning("no calibration from the provider", extra={"fields": {"detail": str(exc)}})
             return
         calibration = device.calibration_id if device else None
-        await self._store.note_calibration(calibration)
+        await self._store.noticeboard.note_calibration(calibration)
         path = path_of(self._layout, device)
         if self._interval and path is not None and await self._is_due(calibration):
             job_id = uuid.uuid4().hex
             # First noted, then created: whoever stops in between has noted a job that does not exist.
-            await self._store.note_readout_job(job_id)
+            await self._store.noticeboard.note_readout_job(job_id)
             await self._store.create(self._draft(min(len(path), CHAIN_QUBITS), calibration, job_id), job_id)
 
     async def _is_due(self, calibration: str | None) -> bool:
-        last = await self._store.readout_job()
+        job_id = await self._store.noticeboard.readout_job()
+        last = None if job_id is None else await self._store.job(job_id)
         if last is None:
-            newest = await self._store.newest_readout()
+            newest = await self._store.noticeboard.newest_readout()
             return (
                 newest is None or newest.calibration_id != calibration or newest.executed_at + self._interval < time()
             )

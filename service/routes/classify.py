@@ -38,8 +38,9 @@ from service.errors import (
     document_response,
 )
 from service.guard import DENIALS, require, require_json
+from service.hardware.noticeboard import eta
 from service.hardware.records import Job, Status
-from service.hardware.store import Store, eta
+from service.hardware.store import Store
 from service.logs import request_facts
 from service.middleware import CLASSIFY_ROUTE
 from service.openapi import problems
@@ -174,7 +175,7 @@ def _unfinished(job: Job, expected: float | None) -> Response:
 async def _expected(store: Store, job: Job) -> float | None:
     """When a job will probably be done; None if Redis has gone meanwhile: the job itself is safe there."""
     try:
-        return eta(job, await store.durations())
+        return eta(job, await store.noticeboard.durations())
     except RedisError:
         return None
 

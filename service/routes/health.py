@@ -32,7 +32,8 @@ async def livez() -> Alive:
 async def readyz(state: State) -> Ready:
     """The state of every part; 503 if one is not ready that every request needs.
 
-    Redis and workers are needed by `baihua` alone: without them the service is `degraded` and goes on.
+    Redis and workers are needed by `baihua` alone: without them the service is `degraded` and goes on. Only where other
+    machines reach it, the keys must have been read from Redis once.
     """
     parts = readiness(state)
     waiting = [name for name, found in parts.items() if found != _READY]
@@ -62,7 +63,7 @@ async def shared_metrics(store: Store) -> Shared | None:
     """What every replica shows alike; None if Redis does not answer soon."""
     try:
         async with asyncio.timeout(_SURVEY_SECONDS):
-            return Shared.of(await store.survey(), time())
+            return Shared.of(await store.noticeboard.survey(), time())
     except (RedisError, TimeoutError):
         return None
 
@@ -72,6 +73,7 @@ def readiness(state: AppState) -> dict[str, str]:
     return {
         "bundles": _READY if state.snapshot.bundles else "none loaded",
         "batching": _READY if state.batcher.is_running else "stopped",
+        "keys": _READY if state.keys.is_ready else "not read yet: redis does not answer",
         "shutdown": "draining" if state.draining else _READY,
     }
 
@@ -81,7 +83,7 @@ async def hardware_readiness(state: AppState) -> dict[str, str]:
     if state.hardware is None:
         return {}
     try:
-        at_work = await state.hardware.store.has_worker()
+        at_work = await state.hardware.store.noticeboard.has_worker()
     except RedisError:
         return {"redis": "degraded: does not answer", "worker": "degraded: unknown without redis"}
     return {"redis": _READY, "worker": _READY if at_work else "degraded: none was at work in the last half minute"}

@@ -22,8 +22,9 @@ from service.errors import (
     UnknownJobError,
 )
 from service.guard import DENIALS, require
+from service.hardware.noticeboard import eta
 from service.hardware.records import Hold, Job, Status
-from service.hardware.store import Store, eta
+from service.hardware.store import Store
 from service.hardware.watch import wait_for
 from service.openapi import problems
 from service.schemas import Change, Held, JobBody, JobList, JobQuery, JobsQuery
@@ -89,7 +90,7 @@ async def list_jobs(query: Annotated[JobsQuery, Query()], parts: Parts) -> JobLi
         jobs = jobs[:-1]
         asked = {"status": query.status, "task": query.task, "limit": query.limit, "before": jobs[-1].created_at}
         more = "/jobs?" + urlencode({name: value for name, value in asked.items() if value is not None})
-    durations = await parts.store.durations()
+    durations = await parts.store.noticeboard.durations()
     bodies = [job_body(job, eta(job, durations)).model_copy(update={"results": None}) for job in jobs]
     return JobList(jobs=bodies, next=more)
 
@@ -100,7 +101,7 @@ async def read_job(
 ) -> JobBody:
     """Results once it has ended; `wait` holds the answer until then, and no longer than it says."""
     job = await wait_for_end(state, parts, job, query.wait)
-    expected = eta(job, await parts.store.durations())
+    expected = eta(job, await parts.store.noticeboard.durations())
     if not job.status.is_final:
         response.headers["Retry-After"] = str(retry_after(expected))
     return job_body(job, expected)
@@ -143,13 +144,17 @@ async def job_events(
     async with _following(state, parts, job) as changed:
         while not state.draining:
             changed.clear()
-            now = await parts.store.job(job.id)
+            try:
+                now, durations = await parts.store.job(job.id), await parts.store.noticeboard.durations()
+            except RedisError:
+                await wait_for(changed, _LOOK_SECONDS)  # it may come back, and the answer has begun
+                continue
             if now is None:
                 return  # the store was emptied
             job = now
             if len(job.changes) > sent or job.hold != hold:
                 sent, hold = len(job.changes), job.hold
-                body = job_body(job, eta(job, await parts.store.durations()))
+                body = job_body(job, eta(job, durations))
                 yield ServerSentEvent(raw_data=body.model_dump_json(), event=job.status.value, id=str(sent))
             if job.status.is_final:
                 return

@@ -33,12 +33,12 @@ def test_check_fails_on_a_file_that_was_edited_and_writing_mends_it(
     assert generate.main(["--check"]) == 0
 
 
-def test_dashboards_link_to_each_other_by_their_fixed_uids_and_to_the_run_book() -> None:
+def test_dashboards_link_to_each_other_by_their_fixed_uids() -> None:
     uids = {name: dashboard["uid"] for name, dashboard in DASHBOARDS.items()}
     assert uids == {"backends": "qd-backends", "service": "qd-service"}
     for name, other in (("backends", "service"), ("service", "backends")):
         links = [link["url"] for link in DASHBOARDS[name]["links"]]
-        assert links == [f"/d/{uids[other]}", "docs/runbook.md"]
+        assert links == [f"/d/{uids[other]}"]
 
 
 @each_dashboard

@@ -39,7 +39,10 @@ FULL: dict[str, Any] = {
     },
     "worker": {"autoscaling": {"enabled": True}},
     "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "qd-tls"},
-    "networkPolicy": {"redisPeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+    "networkPolicy": {
+        "ingressPeers": [{"ipBlock": {"cidr": "203.0.113.0/24"}}],
+        "redisPeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+    },
     "monitoring": {"monitors": True, "rules": True, "dashboards": True, "labels": {"release": "prometheus"}},
 }
 BARE: dict[str, Any] = {

@@ -44,7 +44,7 @@ def test_run_book_says_of_every_alert_what_it_means_and_what_to_do(alert: Alert)
     section = SECTIONS[alert.name]
     for part in ("**Means.**", "**See.**", "**Do.**", "**Ignore when.**"):
         assert part in section
-    assert alert.rule()["annotations"]["runbook_url"].endswith(f"#{alert.name.lower()}")
+    assert alert.rule()["annotations"]["runbook"].endswith(f"#{alert.name.lower()}")
     assert alert.severity in Severity
 
 

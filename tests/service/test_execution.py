@@ -12,8 +12,9 @@ import pytest
 from hardware import DEVICE, FakeProvider, World, draft, store_for
 from redis.asyncio import Redis
 
+from service.hardware.noticeboard import eta
 from service.hardware.records import Job, Status
-from service.hardware.store import Store, eta
+from service.hardware.store import Store
 from service.providers.base import (
     DeviceOfflineError,
     LostJobError,
@@ -530,7 +531,7 @@ async def test_readout_errors_are_measured_once_an_interval_and_correct_what_com
     await readouts.keep_up()
     await readouts.keep_up()
     await world.finish(worker)
-    readout = await world.store.newest_readout()
+    readout = await world.store.noticeboard.newest_readout()
     assert readout is not None
     assert len(readout.flips) == 11
     assert set(readout.flips) <= set(DEVICE.qubits)
@@ -582,10 +583,10 @@ async def test_jobs_are_listed_newest_first_by_state_and_task_in_pages(world: Wo
 
 async def test_estimate_comes_from_history_and_is_absent_without_one(world: World) -> None:
     job = await world.submit(0.1)
-    assert eta(job, await world.store.durations()) is None
+    assert eta(job, await world.store.noticeboard.durations()) is None
     for seconds in (20.0, 1000.0, 30.0):
-        await world.store.remember_duration(seconds)
-    assert eta(job, await world.store.durations()) == pytest.approx(job.created_at + 30.0)
+        await world.store.noticeboard.remember_duration(seconds)
+    assert eta(job, await world.store.noticeboard.durations()) == pytest.approx(job.created_at + 30.0)
 
 
 async def test_store_of_another_target_sees_none_of_the_jobs(world: World, redis: Redis) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 from serving import client_of, parts_of, sample
+from starlette.datastructures import Headers
 
 from service.app import create_app
 from service.control.keys import Caller, Key, KeyRing, Scope, _sha256
@@ -217,12 +218,17 @@ async def test_page_elsewhere_cannot_use_an_open_service_through_a_name_of_its_o
     ["127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000", "localhost", "localhost:80", "a.localhost:80", "test", ""],
 )
 def test_addresses_and_names_of_this_machine_are_local(host: str) -> None:
-    assert _is_local(host)
+    assert _is_local(Headers({"host": host}))
 
 
 @pytest.mark.parametrize("host", ["example.org", "example.org:8000", "localhost.example.org", "127.0.0.1.nip.io"])
 def test_names_that_anybody_may_have_are_not(host: str) -> None:
-    assert not _is_local(host)
+    assert not _is_local(Headers({"host": host}))
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For"])
+def test_what_a_proxy_passes_on_is_not_from_this_machine(header: str) -> None:
+    assert not _is_local(Headers({"host": "127.0.0.1:8000", header: "192.0.2.1"}))
 
 
 async def test_openapi_names_the_scheme_on_guarded_endpoints_only(app: FastAPI, client: httpx.AsyncClient) -> None:
@@ -236,3 +242,18 @@ async def test_openapi_names_the_scheme_on_guarded_endpoints_only(app: FastAPI, 
         assert {"401", "403", "429", "503"} <= endpoint["responses"].keys()
     for path in ("/livez", "/readyz", "/metrics"):
         assert "security" not in document["paths"][path]["get"]
+
+
+@pytest.mark.parametrize("body", [b"{bad", b"\xff", b"[" * 100_000], ids=["no JSON", "no UTF-8", "deep"])
+async def test_body_that_cannot_be_read_needs_a_key_too_and_counts(
+    app: FastAPI, client: httpx.AsyncClient, body: bytes
+) -> None:
+    alice = key(Scope.CLASSIFY, requests_per_minute=1)
+    use(app, alice)
+    json = {"Content-Type": "application/json"}
+    answers = [
+        await client.post("/classify/emotion", content=body, headers=json | headers)
+        for headers in ({}, shown(alice), shown(alice))
+    ]
+    assert [answer.status_code for answer in answers] == [401, 400, 429]
+    assert (denied(app, "missing"), denied(app, "rate"), all_denied(app)) == (1, 1, 2)

@@ -234,7 +234,7 @@ async def test_job_has_an_estimate_once_there_is_a_history(
     hardware = parts_of(app).hardware
     assert hardware is not None
     for _ in range(3):
-        await hardware.store.remember_duration(40.0)
+        await hardware.store.noticeboard.remember_duration(40.0)
     response = await ask(client, "second")
     assert response.json()["eta"] > response.json()["created_at"]
     assert 30 <= int(response.headers["Retry-After"]) <= 40
@@ -436,11 +436,11 @@ async def test_counts_of_an_earlier_calibration_can_be_made_to_miss(bundles_dir:
         worker = worker_of(app, provider)
         hardware = parts_of(app).hardware
         assert hardware is not None
-        await hardware.store.note_calibration("cal-1")
+        await hardware.store.noticeboard.note_calibration("cal-1")
         await ask(client, "a text")
         await finish(worker)
         assert (await ask(client, "a text")).status_code == 200
-        await hardware.store.note_calibration("cal-2")
+        await hardware.store.noticeboard.note_calibration("cal-2")
         assert (await ask(client, "a text")).status_code == 202
 
 

@@ -75,7 +75,7 @@ async def test_worker_takes_a_job_from_the_queue_to_its_end_and_stops_when_told(
     assert job is not None
     async with at_work(redis_url, redis, store, provider):
         assert (await ended(store, job)).status is Status.DONE
-        assert await store.has_worker()
+        assert await store.noticeboard.has_worker()
     assert len(provider.circuits) == 2
 
 
@@ -107,7 +107,7 @@ async def test_run_that_ended_before_its_jobs_were_told_is_handed_out(redis_url:
 async def test_readout_errors_are_measured_without_being_asked_for(redis_url: str, redis: Redis) -> None:
     store, provider = store_for(redis), FakeProvider()
     async with at_work(redis_url, redis, store, provider, interval=3600), asyncio.timeout(60):
-        while await store.newest_readout() is None:
+        while await store.noticeboard.newest_readout() is None:
             await asyncio.sleep(0.05)
     assert len(provider.submissions) == 1
 
@@ -117,7 +117,7 @@ async def test_provider_is_asked_how_it_is_and_no_step_is_counted_once_all_are_o
 ) -> None:
     store, provider = store_for(redis), FakeProvider()
     async with at_work(redis_url, redis, store, provider) as metrics, asyncio.timeout(60):
-        while (await store.survey()).provider is None:
+        while (await store.noticeboard.survey()).provider is None:
             await asyncio.sleep(0.05)
     assert metrics.registry.get_sample_value("qd_worker_steps") == 0
 

@@ -207,9 +207,9 @@ async def test_job_that_is_kept_no_longer_is_counted_no_longer(
 ) -> None:
     location = (await ask(client, "one")).headers["Location"]
     await client.delete(location)
-    assert (await store.survey()).jobs[Status.CANCELLED] == 1
+    assert (await store.noticeboard.survey()).jobs[Status.CANCELLED] == 1
     later = store_for(redis, store.target, job_ttl_seconds=0)
-    assert (await later.survey()).jobs[Status.CANCELLED] == 0
+    assert (await later.noticeboard.survey()).jobs[Status.CANCELLED] == 0
 
 
 async def test_what_is_not_known_is_absent_and_not_zero(client: httpx.AsyncClient) -> None:
@@ -232,8 +232,8 @@ async def test_facts_about_the_provider_reach_every_replica_alike(
 ) -> None:
     provider = FakeProvider(health_now=Health("someone", "online", 7, Quota(20, 300, None), "cal-1", True))
     await FactFinder(store, provider).keep_up()
-    await store.beat()
-    await store.keep_readout(Readout(calibration_id="cal-1", executed_at=1000.5, shots=1024, flips={}))
+    await store.noticeboard.beat()
+    await store.noticeboard.keep_readout(Readout(calibration_id="cal-1", executed_at=1000.5, shots=1024, flips={}))
     found = await shown(client)
     assert found["qd_worker_up"] == found["qd_device_online"] == 1
     assert found["qd_device_queue_jobs"] == 7

@@ -59,7 +59,7 @@ async def test_app_is_alive_but_not_ready_before_its_bundles_are_loaded(settings
         assert (await client.get("/livez")).json() == {"status": "alive"}
         body = (await client.get("/readyz")).json()
     assert body["status"] == 503
-    assert body["parts"] == {"bundles": "none loaded", "batching": "stopped", "shutdown": "ready"}
+    assert body["parts"] == {"bundles": "none loaded", "batching": "stopped", "keys": "ready", "shutdown": "ready"}
 
 
 async def test_running_app_is_ready(client: httpx.AsyncClient) -> None:
@@ -67,7 +67,7 @@ async def test_running_app_is_ready(client: httpx.AsyncClient) -> None:
     assert response.status_code == 200
     assert response.json() == {
         "status": "ready",
-        "parts": {"bundles": "ready", "batching": "ready", "shutdown": "ready"},
+        "parts": {"bundles": "ready", "batching": "ready", "keys": "ready", "shutdown": "ready"},
     }
 
 
@@ -87,7 +87,7 @@ async def test_metrics_count_what_was_asked(fresh: FastAPI) -> None:
 
     assert requests("emotion", "simulator", "ok") == 2
     assert requests("emotion", "none", "invalid") == 2
-    assert requests("emotion", "baihua", "unavailable") == 1
+    assert requests("emotion", "baihua", "invalid") == 1
     assert requests("none", "none", "invalid") == 5
     assert sample(fresh, "qd_texts_total", task="emotion", backend="simulator") == 3
     assert sample(fresh, "qd_http_responses_total", route="none", status="404") == 5

@@ -281,7 +281,7 @@ async def test_draining_service_is_not_ready(fake: tuple[FastAPI, FakeEmbedder])
     parts_of(app).draining = True
     async with client_of(app) as client:
         body = problem(await client.get("/readyz"), 503, "not-ready")
-    assert body["parts"] == {"bundles": "ready", "batching": "ready", "shutdown": "draining"}
+    assert body["parts"] == {"bundles": "ready", "batching": "ready", "keys": "ready", "shutdown": "draining"}
 
 
 def test_table_has_one_row_for_each_problem_and_types_are_unique() -> None:

@@ -13,7 +13,8 @@ import pytest
 from processes import refused, serving, until
 
 from service.errors import AddressError
-from service.serve import _listen, _listener
+from service.listening import bind
+from service.serve import _listen
 from service.settings import Settings
 
 
@@ -110,7 +111,7 @@ def test_second_of_two_services_that_start_together_is_refused() -> None:
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         first.bind(("127.0.0.1", 0))
         settings = Settings(host="127.0.0.1", port=first.getsockname()[1])
-        with _listener(settings.host, settings.port) as second:
+        with bind(settings.host, settings.port) as second:
             first.listen()
             with pytest.raises(
                 AddressError, match=f"^cannot listen on 127.0.0.1 port {settings.port}: Address already"
@@ -125,7 +126,7 @@ def test_state_folder_that_cannot_be_written_ends_with_one_line(bundles_dir: Pat
 
 def test_answers_are_sent_without_waiting_for_acknowledgements() -> None:
     # asyncio switches TCP_NODELAY on for connections of a listener that names its protocol, and for no others.
-    with _listener("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         listener.listen()
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
             assert accepted.proto == socket.IPPROTO_TCP

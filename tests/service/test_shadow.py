@@ -20,7 +20,7 @@ from service.backends.base import Measurement, Pending, Work
 from service.backends.shadow import Shadow
 from service.batching import Evaluation
 from service.embedded import embedded_redis
-from service.hardware.store import Budget
+from service.hardware.budget import Budget
 from service.metrics import Metrics
 from service.registry import LoadedBundle, Snapshot
 
