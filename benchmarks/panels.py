@@ -37,6 +37,8 @@ DASHBOARDS = ROOT / "deploy" / "grafana"
 _N_STEPS = 240
 _MAX_LEGEND = 12
 _LETTERS_IN_A_COLUMN = 12
+# Below a graph: its times, and lines of a legend. There is always room for two, so that neighbours are as high.
+_TIMES_INCHES, _LEGEND_INCHES, _MIN_LEGEND = 0.27, 0.17, 2
 # Grafana's page is 24 columns wide; a row of its grid is 30 pixels high.
 _COLUMN_INCHES, _ROW_INCHES = 0.75, 0.31
 _COLOURS = {"green": "#2c8a4b", "orange": "#d9822b", "red": "#c53030", "blue": "#3b6fb6", "purple": "#7b52ab"}
@@ -165,16 +167,17 @@ def _draw_panel(figure: Figure, cell: Bbox, panel: Mapping[str, Any], source: So
         figure.text(cell.x0, y, panel["title"], fontsize=11, weight="bold", color=_GREY)
         return
     # Room for the title above, for times and legend below, and for the axis at the left.
-    above, below = 0.33 * inch, (0.62 if panel["type"] == "timeseries" else 0.3) * inch
+    below_a_graph = _TIMES_INCHES + _MIN_LEGEND * _LEGEND_INCHES
+    above, below = 0.33 * inch, (below_a_graph if panel["type"] == "timeseries" else 0.3) * inch
     left = 0.03 if panel["type"] in ("timeseries", "bargauge") else 0.004
     axes = figure.add_axes((cell.x0 + left, cell.y0 + below, cell.width - left - 0.012, cell.height - above - below))
     figure.text(cell.x0 + 0.004, cell.y1 - 0.2 * inch, panel["title"], fontsize=9, weight="bold")
     found = [
         each for target in panel["targets"] for each in source.series(target["expr"], target.get("legendFormat", ""))
     ]
-    _DRAWN[panel["type"]](axes, panel, found)
     if panel["type"] in ("timeseries", "state-timeline"):
         _times(axes, source, marks)
+    _DRAWN[panel["type"]](axes, panel, found)
     if not any(math.isfinite(each.latest) for each in found):
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color=_COLOURS["red"])
 
@@ -188,7 +191,8 @@ def _annotations(dashboard: Mapping[str, Any], source: Source) -> list[float]:
 
 def _times(axes: Axes, source: Source, marks: Sequence[float]) -> None:
     axes.set_xlim(datetime.fromtimestamp(source.start, UTC), datetime.fromtimestamp(source.end, UTC))  # type: ignore[arg-type]
-    locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+    # Fewer than 3 of a unit are less than 180 of the next, and its widest step of 30 may be taken 6 times.
+    locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))  # type: ignore[no-untyped-call]
     for at in marks:
@@ -227,17 +231,24 @@ def _graph(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> Non
 
 
 def _legend(axes: Axes, columns: int) -> None:
-    """Below the times, as many names in a line as there is room for."""
+    """Below the times, as many names in a line as there is room for; the graph gives way to further lines."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > _MAX_LEGEND:
         labels[_MAX_LEGEND - 1] += f" and {len(labels) - _MAX_LEGEND} more"
-    in_a_line = columns * _LETTERS_IN_A_COLUMN // (max(map(len, labels[:_MAX_LEGEND])) + 6)
+    handles, labels = handles[:_MAX_LEGEND], labels[:_MAX_LEGEND]
+    in_a_line = max(1, columns * _LETTERS_IN_A_COLUMN // (max(map(len, labels)) + 6))
+    further = max(0, math.ceil(len(labels) / in_a_line) - _MIN_LEGEND)
+    place = axes.get_position()
+    inch = axes.figure.dpi / axes.figure.bbox.height
+    height = place.height - further * _LEGEND_INCHES * inch
+    axes.set_position((place.x0, place.y1 - height, place.width, height))
     axes.legend(
-        handles[:_MAX_LEGEND],
-        labels[:_MAX_LEGEND],
+        handles,
+        labels,
         loc="upper left",
-        bbox_to_anchor=(-0.02, -0.13),
-        ncols=max(1, in_a_line),
+        bbox_to_anchor=(-0.02, -_TIMES_INCHES * inch / height),
+        borderaxespad=0,
+        ncols=in_a_line,
         frameon=False,
         fontsize=7,
         handlelength=1.2,
@@ -279,14 +290,15 @@ def _bars(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> None
 
 def _states(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> None:
     names = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+    axes.set_ylim(-0.6, max(len(found), 1) - 0.2)
     for row, each in enumerate(reversed(found)):
         for begun, ended, value in _spells(each):
             if math.isnan(value):
                 continue
             name = names.get(f"{value:g}", {"text": f"{value:g}", "color": "blue"})
             ends = [datetime.fromtimestamp(at, UTC) for at in (begun, ended)]
-            axes.barh(row, ends[1] - ends[0], left=ends[0], height=0.7, color=_COLOURS[name["color"]])  # type: ignore[arg-type]
-            axes.annotate(
+            (bar,) = axes.barh(row, ends[1] - ends[0], left=ends[0], height=0.7, color=_COLOURS[name["color"]])  # type: ignore[arg-type]
+            text = axes.annotate(
                 name["text"],
                 (ends[0], row),
                 (3, 0),
@@ -296,8 +308,9 @@ def _states(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> No
                 fontsize=7,
                 clip_on=True,
             )  # type: ignore[arg-type]
+            if text.get_window_extent().x1 > bar.get_window_extent().x1:
+                text.remove()  # it would run into the next one
         axes.annotate(each.name, (0.0, row + 0.42), xycoords=("axes fraction", "data"), fontsize=7, color=_GREY)
-    axes.set_ylim(-0.6, max(len(found), 1) - 0.2)
     axes.yaxis.set_major_locator(NullLocator())
     _bare(axes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import tempfile
@@ -72,20 +73,39 @@ async def embedded_redis(state_dir: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def reach_redis(state_dir: Path) -> AsyncIterator[str]:
+async def reach_redis(state_dir: Path, *, may_begin: bool) -> AsyncIterator[str]:
     """The URL of the Valkey that a service runs under `state_dir`, or else of one that runs within this context.
 
+    Args:
+        may_begin: Whether to begin with no data where there is none.
+
     Raises:
-        AddressError: As `embedded_redis` does; also if a service is only about to start there.
-        StartupError: Likewise.
+        AddressError: As `embedded_redis` does; also if the service there has no Valkey, or one that does not answer, as
+            it may while it starts, or if there is no data.
+        StartupError: As `embedded_redis` does.
     """
+    state_dir = state_dir.absolute()
+    folder = state_dir / "valkey"
     # It may be a link to a path that is short enough.
-    socket = (state_dir.absolute() / "valkey" / _SOCKET).resolve()
+    socket = (folder / _SOCKET).resolve()
     if (await _ping(socket)).startswith(b"+PONG"):
         yield _url(socket)
-    else:
-        async with embedded_redis(state_dir) as url:
-            yield url
+        return
+    if _is_locked(folder):
+        holder = _holder(folder)
+        # Without its service, a Valkey is about to end and is waited for.
+        if _runs(holder):
+            raise AddressError(f"the Valkey of the service in {state_dir} (process {holder}) does not answer")
+    elif _is_served(state_dir):
+        raise AddressError(
+            f"the service in {state_dir} has no Redis of its own, so it keeps no keys there; set QD_REDIS_URL"
+        )
+    elif not (may_begin or os.path.isdir(folder)):
+        raise AddressError(
+            f"no service has kept anything in {state_dir}; set QD_STATE_DIR to the folder of one, or QD_REDIS_URL"
+        )
+    async with embedded_redis(state_dir) as url:
+        yield url
 
 
 def _url(socket: Path) -> str:
@@ -143,6 +163,31 @@ def _try_lock(file: IO[str], folder: Path) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        file = (folder / "lock").open()
+    except OSError:
+        return False
+    with file:
+        return not _try_lock(file, folder)
+
+
+def _holder(folder: Path) -> str:
+    """Process id of whoever had the lock last."""
+    with _writing(folder):
+        return (folder / "lock").read_text().strip()
+
+
+def _is_served(state_dir: Path) -> bool:
+    """Whether the process that `serve.json` names runs."""
+    try:
+        pid = json.loads((state_dir / "serve.json").read_text())["pid"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    # In a container, one that was killed and this process may have the same.
+    return pid != os.getpid() and _runs(str(pid))
 
 
 def _runs(pid: str) -> bool:

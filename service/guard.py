@@ -33,6 +33,9 @@ DENIALS: tuple[type[ProblemError], ...] = (
     StoreUnavailableError,
 )
 
+# A name that is longer is cut where it is shown.
+_MAX_HOST = 64
+
 # Only for the OpenAPI document, so that /docs can ask for a key; the header is read by the key ring.
 _BEARER = HTTPBearer(
     scheme_name="key",
@@ -92,7 +95,7 @@ async def _caller(request: Request, state: AppState) -> Caller:
     """Who makes the request; known, and counted, once, however many guards ask."""
     found: Caller | None = getattr(request.state, "caller", None)
     if found is None:
-        found = state.keys.caller(request.headers.get("authorization"), by_local_name=_is_local(request.headers))
+        found = state.keys.caller(request.headers.get("authorization"), foreign=_foreign(request.headers))
         request.state.caller = found
         facts = request_facts.get()
         if facts is not None:
@@ -101,20 +104,22 @@ async def _caller(request: Request, state: AppState) -> Caller:
     return found
 
 
-def _is_local(headers: Headers) -> bool:
-    """Whether a request was sent from this machine to an address, localhost or a name without a dot.
+def _foreign(headers: Headers) -> str | None:
+    """Why a request may come from elsewhere, in words; None if it was sent to an address, localhost or a dotless name.
 
     No web page elsewhere can have such a name. What a proxy passes on comes from others, whatever Host it says.
     """
-    if "forwarded" in headers or "x-forwarded-for" in headers:
-        return False
+    for header in ("Forwarded", "X-Forwarded-For"):
+        if header in headers:
+            return f"by its header {header} a proxy passed the request on"
     host = headers.get("host", "")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
     try:
         ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
     except ValueError:
-        return "." not in name.removesuffix(".localhost")
-    return True
+        if "." in name.removesuffix(".localhost"):
+            return f"Host {name[:_MAX_HOST]!r} is neither an address nor localhost"
+    return None
 
 
 def _count(request: Request, metrics: Metrics, error: ProblemError) -> None:

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from service.errors import (
     InternalError,
@@ -27,6 +28,7 @@ from service.state import app_state
 _BODY_EXAMPLE = '{"inputs": "text"}'
 _BODY_EXAMPLES = {"/admin/tasks/{task}/backend": '{"backend": "simulator"}', "/admin/reload": "{}"}
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _MAX_ERRORS = 10
 _MAX_NAME = 100
 _STORE_RETRY_SECONDS = 5
@@ -142,11 +144,24 @@ def _from_http(request: Request, exc: HTTPException) -> ProblemError:
     if exc.status_code == 404:
         error = UnknownPathError("nothing is at this path; /docs lists what there is")
     elif exc.status_code == 405:
-        allowed = (exc.headers or {}).get("Allow", "")
+        allowed = _allowed(request) or "GET"  # the files of /docs
         error = MethodNotAllowedError(f"the method is {request.method[:16]}, expected {allowed}")
+        error.headers["Allow"] = allowed
+        return error
     elif exc.status_code == 400:
         error = MalformedBodyError("the body is not JSON in UTF-8, or nested too deeply")
     else:
         error = InternalError(f"unexpected status {exc.status_code}")
     error.headers |= exc.headers or {}
     return error
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path (RFC 9110, 10.2.1); the framework names those of the first route that it finds."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+
+    def takes(method: str) -> bool:
+        # A copy for each: a router that matches writes into its scope.
+        return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+
+    return ", ".join(filter(takes, _METHODS))

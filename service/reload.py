@@ -26,11 +26,13 @@ class Reloaded:
     Attributes:
         snapshot: What is served now.
         changed: Ids of the bundles that were not served before, or not as the default of their task.
+        removed: Ids of those that are no longer served at all.
         generation: Number of the snapshot in all replicas; None without Redis.
     """
 
     snapshot: Snapshot
     changed: list[str]
+    removed: list[str]
     generation: int | None
 
 
@@ -68,7 +70,8 @@ async def reload(state: AppState, by: str, request_id: str) -> Reloaded:
         generation = None if state.control is None else await state.control.publish(entry)
         state.metrics.reloads.labels("ok").inc()
         _serve(state, new)
-    return Reloaded(new, _changed(old, new), generation)
+    removed = sorted({bundle.id for bundle in old} - {bundle.id for bundle in new})
+    return Reloaded(new, _changed(old, new), removed, generation)
 
 
 async def follow(state: AppState, generation: int) -> None:

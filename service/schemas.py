@@ -413,6 +413,7 @@ class ReloadBody(Sparse):
     changed: list[str] = Field(
         description="Those of them that were not served before, or not as the default of their task."
     )
+    removed: list[str] = Field(description="Those that were served and are not any more, pinned or not.")
     generation: int | None = Field(
         default=None, description="Number of the bundles, the same in all replicas; absent without Redis."
     )

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from service.app import create_app
 from service.children import Children
-from service.control.keys import KeyStore, is_exposed
+from service.control.keys import KeyState, KeyStore, is_exposed
 from service.embedded import embedded_redis
 from service.errors import AddressError, StartupError
 from service.hardware.connection import connect
@@ -58,7 +58,7 @@ async def _require_keys(settings: Settings) -> None:
     While Redis does not answer, it is not known whether there are keys; until it does, the app answers 503.
 
     Raises:
-        StartupError: If other machines reach the service, and there is no key for them.
+        StartupError: If other machines reach the service, and there is no key that opens it for them.
     """
     if settings.allow_anonymous or not is_exposed(settings.host):
         return
@@ -67,7 +67,7 @@ async def _require_keys(settings: Settings) -> None:
         raise StartupError(f"{refusal}, as there is no Redis: set QD_REDIS_URL, or QD_ALLOW_ANONYMOUS=true")
     redis = connect(settings.redis_url.get_secret_value())
     try:
-        if not await KeyStore(redis).all():
+        if not any(key.state is KeyState.ACTIVE for key in await KeyStore(redis).all()):
             raise StartupError(
                 f"{refusal}: make one with `qdserve keys create NAME --scope classify`, or set QD_ALLOW_ANONYMOUS=true"
             )
@@ -118,7 +118,13 @@ async def _hardware(settings: Settings) -> AsyncIterator[tuple[Settings, str | N
         async with embedded_redis(settings.state_dir) as redis_url, Children() as children:
             emulator_port, free_port = free_ports(2)
             metrics_port = settings.worker_metrics_port or free_port
-            own = {"QD_REDIS_URL": redis_url, "QD_WORKER_METRICS_PORT": str(metrics_port)}
+            own = {
+                # The command line may stand in for values that are not allowed, which children would fail on.
+                "QD_HOST": settings.host,
+                "QD_PORT": str(settings.port),
+                "QD_REDIS_URL": redis_url,
+                "QD_WORKER_METRICS_PORT": str(metrics_port),
+            }
             if not emulated:
                 # What the worker would fail on again and again is better said once, here.
                 await make_provider(
@@ -196,6 +202,9 @@ def _welcome(addresses: Mapping[str, str], state: AppState) -> str:
     on_hardware = f"\n  {classify}?backend=baihua&wait=30' {body}\n" if state.hardware else ""
     worker = addresses.get("worker_metrics")
     of_worker = f"\n  {worker}  its worker's" if worker else ""
+    settings = state.settings
+    anonymous = settings.allow_anonymous and is_exposed(settings.host)
+    warning = "\nOther machines may classify without a key (QD_ALLOW_ANONYMOUS).\n" if anonymous else ""
     return f"""
 Serving {", ".join(tasks)} on {url}. Try:
 
@@ -206,6 +215,6 @@ Serving {", ".join(tasks)} on {url}. Try:
   {url}/tasks     labels, parameters and where each student came from
   {url}/jobs      what became of requests on hardware
   {url}/metrics   for Prometheus{of_worker}
-
+{warning}
 Ctrl-C stops it.
 """

@@ -110,21 +110,23 @@ class Baihua:
         return Pending(job, evaluation.embed_seconds)
 
     async def _create(self, draft: Draft) -> Job:
-        n_circuits, budget = len(draft.circuits), draft.budget
+        budget = draft.budget
+        one = len(draft.circuits) == 1
+        circuits = "1 circuit" if one else f"{len(draft.circuits)} circuits"
         try:
             job = await self._store.create(draft)
         except OverBudgetError:
             assert budget is not None
             raise BudgetExhaustedError(
-                f"{n_circuits} circuits of {draft.spec.shots} shots are more than what the key has left of its "
-                f"{budget.shots_per_day} shots a day (UTC)",
+                f"{circuits} of {draft.spec.shots} shots {'is' if one else 'are'} more than what the key has left of "
+                f"its {budget.shots_per_day} shots a day (UTC)",
                 seconds_to_midnight(),
                 limit=budget.shots_per_day,
             ) from None
         if job is None:
             raise OverloadedError(
-                f"{n_circuits} circuits were sent to a queue without room for them, expected at most "
-                f"{self._store.max_pending} in it",
+                f"{circuits} {'was' if one else 'were'} sent to a queue without room for {'it' if one else 'them'}, "
+                f"expected at most {self._store.max_pending} in it",
                 _RETRY_SECONDS,
                 limit=self._store.max_pending,
             )

@@ -5,7 +5,7 @@ import { showCircuit, startCircuit } from "./circuit.js";
 import { byId } from "./dom.js";
 import { offerJobTasks, readJobs, startJobs } from "./jobs.js";
 import { readRecent, startLatency } from "./latency.js";
-import { showSwitches } from "./operate.js";
+import { refuseSwitches, showSwitches } from "./operate.js";
 import { errorView, startKey } from "./problem.js";
 import { offerTasks, startTryout } from "./tryout.js";
 
@@ -41,6 +41,7 @@ async function readAll() {
     readRecent();
   } catch (error) {
     problem.replaceChildren(errorView(error, readAll));
+    refuseSwitches(error);
   }
 }
 

@@ -16,6 +16,13 @@ export async function showSwitches(tasks) {
   }
 }
 
+/** Show why the tasks that there are to switch could not be listed. */
+export function refuseSwitches(error) {
+  const view = unasked(error);
+  if (isForbidden(error)) view.append(h("p", {}, "Listing tasks needs a key with the scope classify."));
+  byId("switches").replaceChildren(view);
+}
+
 function address(task) {
   return `/admin/tasks/${encodeURIComponent(task)}/backend`;
 }
@@ -23,11 +30,20 @@ function address(task) {
 function refusal(error) {
   if (error.status === 404 || error.status === 501)
     return h("p", { class: "absent" }, `There is nothing to switch here. ${error.document.detail ?? ""}`);
-  const view = errorView(error);
-  view.setAttribute("role", "note"); // nobody has asked for this part yet
-  if (error.status === 401 || error.status === 403)
-    view.append(h("p", {}, "Switching needs a key with the scope admin."));
+  const view = unasked(error);
+  if (isForbidden(error)) view.append(h("p", {}, "Switching needs a key with the scope admin."));
   return view;
+}
+
+/** An error as a note instead of an alert: nobody has asked for this part yet. */
+function unasked(error) {
+  const view = errorView(error);
+  view.setAttribute("role", "note");
+  return view;
+}
+
+function isForbidden({ status }) {
+  return status === 401 || status === 403;
 }
 
 function switchForm(task, now) {
@@ -51,9 +67,10 @@ function switchForm(task, now) {
   show(now);
   const submit = async (event) => {
     event.preventDefault();
+    if (save.hasAttribute("aria-disabled")) return;
     const isSimulator = backend.value === "simulator";
     const body = { backend: backend.value, ...(isSimulator && { shadow_percent: Number(share.value || 0) }) };
-    save.disabled = true;
+    save.setAttribute("aria-disabled", "true"); // really disabled, it would lose the focus
     try {
       show(await get(address(task), { method: "PUT", body }));
       said.replaceChildren("Saved.");
@@ -61,7 +78,7 @@ function switchForm(task, now) {
     } catch (error) {
       said.replaceChildren(errorView(error));
     } finally {
-      save.disabled = false;
+      save.removeAttribute("aria-disabled");
     }
   };
   return h("form", { class: "switch", "aria-label": `Backend of ${task}`, submit, novalidate: true },

@@ -36,7 +36,11 @@ export function askForKey(problem = null) {
   const dialog = byId("key-dialog");
   if (problem) byId("key-why").textContent = `${problem.document.title}. ${problem.document.detail ?? ""}`;
   byId("key").value = key.get();
-  if (!dialog.open) dialog.showModal();
+  if (dialog.open) return;
+  // Where nothing was in focus, as when it opens by itself, the browser has nothing to give the focus back to.
+  if (document.activeElement === document.body)
+    dialog.addEventListener("close", () => byId("text").focus(), { once: true });
+  dialog.showModal();
 }
 
 /** Connect the dialog; `changed` is called with a key that is new. */

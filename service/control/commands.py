@@ -44,7 +44,7 @@ async def create(
     for option, value in (("--requests-per-minute", requests_per_minute), ("--shots-per-day", shots_per_day)):
         if value < 0:
             raise CommandError(f"{option} is {value}, expected at least 0")
-    async with _store(settings) as (store, ledger):
+    async with _store(settings, may_begin=True) as (store, ledger):
         key, shown = await store.create(
             name,
             wanted,
@@ -61,6 +61,10 @@ async def create(
             is_noted = False
     until = "does not expire" if key.expires_at is None else f"expires {_at(key.expires_at)} UTC"
     facts = f"Key {key.id} for {_scopes(key)}, {until}. It is not shown again: only its hash is kept."
+    if settings.redis_url is None:
+        facts += f"\nIt is kept in {settings.state_dir.absolute()} (QD_STATE_DIR)."
+    if 0 < shots_per_day < settings.shots:
+        facts += f"\nNot even one circuit of QD_SHOTS ({settings.shots}) fits into its {shots_per_day} shots a day."
     if is_first:
         facts += "\nIt is the first: from now on the service asks for a key."
     if not is_noted:
@@ -158,15 +162,18 @@ def _scope(name: str) -> Scope:
 
 
 @asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[tuple[KeyStore, Ledger]]:
-    """The keys in the Redis of the settings, or in the embedded one, and where changes are written down."""
+async def _store(settings: Settings, *, may_begin: bool = False) -> AsyncIterator[tuple[KeyStore, Ledger]]:
+    """The keys in the Redis of the settings, or in the embedded one, and where changes are written down.
+
+    Only with `may_begin` is there an embedded one where there never was.
+    """
     if settings.redis_url is not None:
         async with _connected(settings.redis_url.get_secret_value()) as both:
             yield both
     elif not settings.embedded:
         raise CommandError("keys are kept in Redis: set QD_REDIS_URL, as QD_EMBEDDED is false")
     else:
-        async with reach_redis(settings.state_dir) as url, _connected(url) as both:
+        async with reach_redis(settings.state_dir, may_begin=may_begin) as url, _connected(url) as both:
             yield both
 
 

@@ -32,6 +32,7 @@ SHOTS_PER_DAY = 1_024_000
 
 _RETRY_SECONDS = 5
 _AUTHORIZATION = re.compile(r"bearer +qd_([0-9a-f]{8})_([A-Za-z0-9_-]{43})", re.IGNORECASE | re.ASCII)
+_FORM = "`Bearer qd_<id>_<secret>`"
 _EXPECTED = "expected `Authorization: Bearer qd_...`"
 
 logger = logging.getLogger(__name__)
@@ -154,12 +155,13 @@ class KeyRing:
         """Whether anybody can be let in: the keys are known, or not everybody needs one."""
         return self._keys is not None or self._allow_anonymous or not self._exposed
 
-    def caller(self, authorization: str | None, *, by_local_name: bool = True) -> Caller:
+    def caller(self, authorization: str | None, *, foreign: str | None = None) -> Caller:
         """Who sends this Authorization header.
 
         Args:
-            by_local_name: Whether the request names the service by an address or as localhost. An open service is open
-                to no other name: a web page could have its own point here, and would speak for whoever reads it.
+            foreign: Why the request may come from elsewhere, in words; None if it names the service by an address or as
+                localhost. An open service is open to no other name: a web page could have its own point here, and would
+                speak for whoever reads it.
 
         Raises:
             UnauthenticatedError: If a key is needed and this is none that opens anything; its member `reason` is
@@ -169,14 +171,17 @@ class KeyRing:
         if self._keys is None:
             if self._allow_anonymous:
                 return _ANONYMOUS
-            if self._exposed or not by_local_name:
+            if self._exposed or foreign is not None:
                 raise StoreUnavailableError("Redis, which holds the API keys, does not answer", _RETRY_SECONDS)
             return _UNKNOWN
-        if not self._keys and not self._exposed and by_local_name:
-            return _OPEN
+        closed = ""
+        if not self._keys and not self._exposed:
+            if foreign is None:
+                return _OPEN
+            closed = f"; without keys the service is open to this machine only, and {foreign}"
         if authorization is None and self._allow_anonymous:
             return _ANONYMOUS
-        return _caller(_authenticate(self._keys, authorization))
+        return _caller(_authenticate(self._keys, authorization, closed))
 
 
 class KeyStore:
@@ -267,12 +272,13 @@ def _sha256(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _authenticate(keys: Mapping[str, Key], authorization: str | None) -> Key:
+def _authenticate(keys: Mapping[str, Key], authorization: str | None, closed: str) -> Key:
+    """The key that a header shows; `closed` is said to whoever shows none."""
     if authorization is None:
-        raise _unauthenticated(f"the request has no key, {_EXPECTED}", "missing")
+        raise _unauthenticated(f"the request has no key, {_EXPECTED}{closed}", "missing")
     found = _AUTHORIZATION.fullmatch(authorization.strip())
     if found is None:
-        raise _unauthenticated(f"the Authorization header holds no key, {_EXPECTED}", "unknown")
+        raise _unauthenticated(f"the Authorization header is not of the form {_FORM}", "unknown")
     key = keys.get(found[1].lower())
     # A key that does not exist takes as long as one whose secret is wrong.
     fits = hmac.compare_digest(_sha256(found[2]), _DUMMY if key is None else key.sha256)

@@ -114,4 +114,8 @@ async def _hit(
     """Whether a request fits, how many more do, and seconds until there are more."""
     fits = await limiter.hit(limit, key)
     stats = await limiter.get_window_stats(limit, key)
-    return fits, stats.remaining if fits else 0, max(0, math.ceil(stats.reset_time - time()))
+    seconds = max(0, math.ceil(stats.reset_time - time()))
+    # Of a window that begins with this request the library says that it is over.
+    if fits and not seconds and stats.remaining == limit.amount - 1:
+        seconds = _WINDOW_SECONDS
+    return fits, stats.remaining if fits else 0, seconds

@@ -139,7 +139,10 @@ async def reload_bundles(state: State, caller: Operator, body: ReloadRequest | N
     """
     found = await reload(state, caller.key or OPEN, _request_id())
     return ReloadBody(
-        bundles=[bundle.id for bundle in found.snapshot], changed=found.changed, generation=found.generation
+        bundles=[bundle.id for bundle in found.snapshot],
+        changed=found.changed,
+        removed=found.removed,
+        generation=found.generation,
     )
 
 

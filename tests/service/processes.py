@@ -99,15 +99,15 @@ def started(folder: Path, name: str, command: list[str], env: Mapping[str, str] 
 
 
 @contextmanager
-def serving(bundles_dir: Path, state_dir: Path, **settings: str) -> Iterator[tuple[Process, str]]:
+def serving(bundles_dir: Path, state_dir: Path, *arguments: str, **settings: str) -> Iterator[tuple[Process, str]]:
     """A service on a free port, up, and its URL."""
-    with _serving(state_dir, environment(bundles_dir, state_dir, **settings)) as found:
+    with _serving(state_dir, environment(bundles_dir, state_dir, **settings), *arguments) as found:
         yield found
 
 
 @contextmanager
-def _serving(folder: Path, env: Mapping[str, str]) -> Iterator[tuple[Process, str]]:
-    with started(folder, "serve", [*COMMAND, "serve"], env) as process:
+def _serving(folder: Path, env: Mapping[str, str], *arguments: str) -> Iterator[tuple[Process, str]]:
+    with started(folder, "serve", [*COMMAND, "serve", *arguments], env) as process:
         process.wait_for_output("Ctrl-C")
         yield process, json.loads((folder / "serve.json").read_text())["url"]
 

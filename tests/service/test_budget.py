@@ -175,6 +175,24 @@ async def test_key_that_has_spent_its_day_is_answered_429_until_midnight_and_sti
     assert answer.status_code == 200
 
 
+async def test_refusals_count_circuits_in_words_that_fit(app: FastAPI, client: httpx.AsyncClient) -> None:
+    headers = give_key(app, SHOTS - 1)
+    answers = [await classify(client, headers, *texts) for texts in (["one"], ["one", "two"])]
+    assert [answer.json()["detail"].partition(" more ")[0] for answer in answers] == [
+        f"1 circuit of {SHOTS} shots is",
+        f"2 circuits of {SHOTS} shots are",
+    ]
+    hardware = parts_of(app).hardware
+    assert hardware is not None
+    hardware.store.max_pending = 0
+    headers = give_key(app, 0)
+    answers = [await classify(client, headers, *texts) for texts in (["one"], ["one", "two"])]
+    assert [answer.json()["detail"].partition(", expected ")[0] for answer in answers] == [
+        "1 circuit was sent to a queue without room for it",
+        "2 circuits were sent to a queue without room for them",
+    ]
+
+
 async def test_each_key_has_a_budget_of_its_own(app: FastAPI, client: httpx.AsyncClient) -> None:
     assert (await classify(client, give_key(app, SHOTS), "one")).status_code == 202
     assert (await classify(client, give_key(app, SHOTS), "two")).status_code == 202

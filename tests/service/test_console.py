@@ -306,6 +306,24 @@ def test_a_key_shows_what_its_scopes_open(
         page.locator("#tasks-problem .problem").get_by_text("An API key is needed").wait_for()
 
 
+def test_a_key_that_may_switch_but_not_list_tasks_is_told_so_where_it_would_switch(
+    new_page: Callable[..., Any], valkey: Valkey, bundles_dir: Path, tmp_path: Path
+) -> None:
+    settings = QUICK | {"QD_REDIS_URL": valkey.url, "QD_QUAFU_URL": "http://127.0.0.1:1"}
+    command = [*COMMAND, "keys", "create", "an operator", "--scope", "admin"]
+    env = environment(bundles_dir, tmp_path, **settings)
+    made = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=True)
+    with serving(bundles_dir, tmp_path, **settings) as (_, url):
+        page = new_page(url=url)
+        dialog = page.get_by_role("dialog", name="API key")
+        dialog.get_by_label("Key", exact=True).fill(made.stdout.strip())
+        dialog.get_by_role("button", name="Use key").click()
+        page.locator("#switches .problem").get_by_text("The API key does not open this").wait_for()
+        assert "Listing tasks needs a key with the scope classify." in page.locator("#switches").inner_text()
+        # It is said aloud once, by the part that was asked for.
+        assert page.locator("#switches").get_by_role("alert").count() == 0
+
+
 def test_an_operator_switches_a_task(page: Any, console: Console) -> None:
     form = page.get_by_role("form", name="Backend of emotion")
     backend, shadow = form.get_by_label("Default backend"), form.get_by_label("Shadow, %")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,53 @@ def test_the_keyboard_alone_is_enough(page: Any) -> None:
     page.keyboard.press("Escape")
     assert not page.locator("#key-dialog").is_visible()
     assert page.evaluate("document.activeElement.id") == "key-open"
+
+
+def test_the_focus_stays_on_save_while_a_switch_is_saved_and_after(page: Any, console: Console) -> None:
+    form = page.get_by_role("form", name="Backend of emotion")
+    save = form.get_by_role("button", name="Save")
+    sent: list[Any] = []
+
+    def hold(route: Any) -> None:
+        sent.append(route) if route.request.method == "PUT" else route.continue_()
+
+    page.route("**/admin/tasks/emotion/backend", hold)
+    try:
+        form.get_by_label("Default backend").select_option("baihua")
+        save.focus()
+        page.keyboard.press("Enter")
+        until(lambda: page.wait_for_timeout(20) or sent, 20)
+        assert save.get_attribute("aria-disabled") == "true"
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(100)
+        assert len(sent) == 1
+        sent[0].continue_()
+        form.get_by_text("Saved.").wait_for()
+        until(lambda: page.wait_for_timeout(20) or save.get_attribute("aria-disabled") is None, 20)
+        assert save.evaluate("save => save === document.activeElement")
+    finally:
+        with console.http as http:
+            http.put("/admin/tasks/emotion/backend", json={"backend": "simulator"})
+
+
+@pytest.mark.parametrize("leave", ["Enter", "Escape"])
+def test_the_focus_is_on_the_text_after_a_key_was_asked_for(new_page: Callable[..., Any], leave: str) -> None:
+    problem = json.dumps({"title": "An API key is needed", "status": 401, "detail": "there is none"})
+
+    def guard(route: Any) -> None:
+        if route.request.headers.get("authorization"):
+            return route.continue_()
+        return route.fulfill(status=401, content_type="application/problem+json", body=problem)
+
+    page = new_page("/docs")
+    page.route("**/tasks", guard)
+    page.goto(page.url.removesuffix("docs"))
+    dialog = page.get_by_role("dialog", name="API key")
+    dialog.wait_for()
+    page.keyboard.type("qd_12345678_secret")
+    page.keyboard.press(leave)
+    dialog.wait_for(state="hidden")
+    until(lambda: page.wait_for_timeout(20) or page.evaluate("document.activeElement.id") == "text", 20)
 
 
 def test_every_control_has_a_name(page: Any) -> None:

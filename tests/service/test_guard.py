@@ -16,7 +16,7 @@ from service.app import create_app
 from service.control.keys import Caller, Key, KeyRing, Scope, _sha256
 from service.control.limits import Limits
 from service.errors import BudgetExhaustedError
-from service.guard import _is_local, require
+from service.guard import _foreign, require
 from service.logs import request_facts
 from service.settings import Settings
 
@@ -211,6 +211,9 @@ async def test_page_elsewhere_cannot_use_an_open_service_through_a_name_of_its_o
     assert (await client.get("/tasks", headers={"Host": "127.0.0.1:8000"})).status_code == 200
     answer = await client.get("/tasks", headers={"Host": "rebound.example.org:8000"})
     assert answer.status_code == 401
+    assert "open to this machine only, and Host 'rebound.example.org' is neither" in answer.json()["detail"]
+    answer = await client.get("/tasks", headers={"Host": "127.0.0.1:8000", "Forwarded": "for=192.0.2.1"})
+    assert "open to this machine only, and by its header Forwarded a proxy" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -218,17 +221,23 @@ async def test_page_elsewhere_cannot_use_an_open_service_through_a_name_of_its_o
     ["127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000", "localhost", "localhost:80", "a.localhost:80", "test", ""],
 )
 def test_addresses_and_names_of_this_machine_are_local(host: str) -> None:
-    assert _is_local(Headers({"host": host}))
+    assert _foreign(Headers({"host": host})) is None
 
 
 @pytest.mark.parametrize("host", ["example.org", "example.org:8000", "localhost.example.org", "127.0.0.1.nip.io"])
 def test_names_that_anybody_may_have_are_not(host: str) -> None:
-    assert not _is_local(Headers({"host": host}))
+    name = host.removesuffix(":8000")
+    assert _foreign(Headers({"host": host})) == f"Host {name!r} is neither an address nor localhost"
+
+
+def test_long_name_is_cut_where_it_is_shown() -> None:
+    assert _foreign(Headers({"host": f"{'a' * 100}.org"})) == f"Host {'a' * 64!r} is neither an address nor localhost"
 
 
 @pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For"])
 def test_what_a_proxy_passes_on_is_not_from_this_machine(header: str) -> None:
-    assert not _is_local(Headers({"host": "127.0.0.1:8000", header: "192.0.2.1"}))
+    said = _foreign(Headers({"host": "127.0.0.1:8000", header: "192.0.2.1"}))
+    assert said == f"by its header {header} a proxy passed the request on"
 
 
 async def test_openapi_names_the_scheme_on_guarded_endpoints_only(app: FastAPI, client: httpx.AsyncClient) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from service.control.audit import Entry, Ledger
 from service.control.commands import expiry
 from service.control.keys import Key, KeyRing, KeyStore, Scope
 from service.embedded import embedded_redis, reach_redis
-from service.errors import CommandError
+from service.errors import AddressError, CommandError
 
 
 @pytest.fixture
@@ -115,6 +117,14 @@ def test_first_key_says_that_the_service_is_open_no_longer(tmp_path: Path, valke
     assert says == [True, False]
 
 
+def test_budget_that_no_circuit_fits_into_is_said(tmp_path: Path, valkey: Valkey) -> None:
+    for shots, is_said in (("10239", True), ("10240", False), ("0", False)):
+        run = keys(tmp_path, "create", "a", "--scope", "hardware", "--shots-per-day", shots, QD_REDIS_URL=valkey.url)
+        assert run.returncode == 0
+        said = f"\nNot even one circuit of QD_SHOTS (10240) fits into its {shots} shots a day."
+        assert (said in run.stderr) == is_said
+
+
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_made(tmp_path: Path, valkey: Valkey) -> None:
     env = {"QD_REDIS_URL": valkey.url}
     scope = ["--scope", "classify"]
@@ -140,17 +150,55 @@ def test_redis_that_is_away_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_without_a_redis_the_embedded_one_runs_for_the_command(tmp_path: Path) -> None:
-    shown = made(tmp_path, "a", "--scope", "classify", QD_EMBEDDED="true")
+    run = keys(tmp_path, "create", "a", "--scope", "classify", QD_EMBEDDED="true")
+    assert f"\nIt is kept in {tmp_path / 'state'} (QD_STATE_DIR).\n" in run.stderr
     listed = keys(tmp_path, "list", QD_EMBEDDED="true").stdout
-    assert listed.splitlines()[1].startswith(shown.split("_")[1])
+    assert listed.splitlines()[1].startswith(run.stdout.split("_")[1])
     assert not (tmp_path / "state" / "valkey" / "valkey.sock").exists()
+
+
+def test_where_no_service_ever_was_nothing_is_listed_revoked_or_left_behind(tmp_path: Path) -> None:
+    # As somebody sees it who is in another folder than the service.
+    state_dir = os.path.relpath(tmp_path / "state", ROOT)
+    for arguments in (["list"], ["revoke", "0badc0de"]):
+        line = refusal(tmp_path, *arguments, QD_EMBEDDED="true", QD_STATE_DIR=state_dir)
+        assert line.startswith(f"qdserve: no service has kept anything in {ROOT / state_dir}; set QD_STATE_DIR ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_service_without_redis_has_no_keys(tmp_path: Path, bundles_dir: Path) -> None:
+    env = {"QD_EMBEDDED": "true", "QD_STATE_DIR": str(tmp_path)}
+    with serving(bundles_dir, tmp_path):
+        for arguments in (["create", "a", "--scope", "admin"], ["list"], ["revoke", "0badc0de"]):
+            line = refusal(tmp_path, *arguments, **env)
+            assert line.startswith(f"qdserve: the service in {tmp_path} has no Redis of its own, ")
+            assert line.endswith("; set QD_REDIS_URL")
+        assert not (tmp_path / "valkey").exists()
+    # It was killed, and left its file: there may be a key before the next start.
+    assert (tmp_path / "serve.json").exists()
+    made(tmp_path, "a", "--scope", "admin", **env)
+
+
+@pytest.mark.anyio
+async def test_valkey_of_a_service_that_hangs_is_said_to(tmp_path: Path) -> None:
+    async with embedded_redis(tmp_path) as url:
+        async with Redis.from_url(url) as client:
+            pid = (await client.info("server"))["process_id"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            said = rf"^the Valkey of the service in {tmp_path} \(process {os.getpid()}\) does not answer$"
+            with pytest.raises(AddressError, match=said):
+                async with reach_redis(tmp_path, may_begin=True):
+                    pass
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["state", "x" * 100], ids=["short path", "path too long for a socket"])
 async def test_valkey_of_a_running_service_is_reached_and_not_started_again(tmp_path: Path, name: str) -> None:
     async with embedded_redis(tmp_path / name) as url:
-        async with reach_redis(tmp_path / name) as reached, Redis.from_url(reached) as client:
+        async with reach_redis(tmp_path / name, may_begin=False) as reached, Redis.from_url(reached) as client:
             assert reached == url
             assert await client.ping()
         # It is the service's, and goes on.
@@ -164,7 +212,7 @@ async def test_link_to_the_socket_of_a_valkey_that_was_killed_is_no_hindrance(tm
     folder = tmp_path / ("x" * 100)
     (folder / "valkey").mkdir(parents=True)
     (folder / "valkey" / "valkey.sock").symlink_to(tmp_path / "gone" / "valkey.sock")
-    async with reach_redis(folder) as url, Redis.from_url(url) as client:
+    async with reach_redis(folder, may_begin=False) as url, Redis.from_url(url) as client:
         assert await client.ping()
         assert stat.S_ISLNK((folder / "valkey" / "valkey.sock").lstat().st_mode)
 

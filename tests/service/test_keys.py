@@ -20,6 +20,7 @@ from service.hardware.budget import Budget
 pytestmark = pytest.mark.anyio
 
 EVERYTHING = frozenset(Scope)
+FOREIGN = "Host 'example.org' is neither an address nor localhost"
 
 
 @pytest.fixture
@@ -212,8 +213,23 @@ def test_without_any_key_a_service_of_this_machine_is_open() -> None:
 
 def test_open_service_asks_for_a_key_where_it_goes_by_a_name_that_anybody_may_have() -> None:
     ring = ring_of(exposed=False)
-    with pytest.raises(UnauthenticatedError):
-        ring.caller(None, by_local_name=False)
+    with pytest.raises(UnauthenticatedError) as caught:
+        ring.caller(None, foreign=FOREIGN)
+    assert caught.value.detail.endswith(f"; without keys the service is open to this machine only, and {FOREIGN}")
+
+
+async def test_where_there_are_keys_no_other_reason_is_given(store: KeyStore) -> None:
+    key, _ = await store.create("a", [Scope.CLASSIFY])
+    for ring in (ring_of(key, exposed=False), ring_of()):
+        with pytest.raises(UnauthenticatedError) as caught:
+            ring.caller(None, foreign=FOREIGN)
+        assert caught.value.detail == "the request has no key, expected `Authorization: Bearer qd_...`"
+
+
+@pytest.mark.parametrize("authorization", ["Bearer qd_nope", "Basic YTpi"])
+def test_header_of_another_form_is_told_the_form(authorization: str) -> None:
+    with pytest.raises(UnauthenticatedError, match="is not of the form `Bearer qd_<id>_<secret>`"):
+        ring_of().caller(authorization)
 
 
 def test_without_any_key_a_service_of_other_machines_opens_nothing() -> None:
@@ -247,7 +263,7 @@ def test_until_the_keys_are_known_other_machines_are_told_to_come_back() -> None
 def test_until_the_keys_are_known_this_machine_may_classify_only() -> None:
     ring = KeyRing(exposed=False, allow_anonymous=False)
     with pytest.raises(StoreUnavailableError):
-        ring.caller(None, by_local_name=False)
+        ring.caller(None, foreign=FOREIGN)
     assert ring.caller(None) == Caller(None, frozenset({Scope.CLASSIFY}))
     assert ring.is_ready
     ring.replace([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from processes import COMMAND, ROOT, Valkey, environment, refused, serving, until
+from redis.asyncio import Redis
+
+from service.control.keys import KeyStore, Scope
 
 EXPOSED = "0.0.0.0"
 BODY = {"inputs": "what a lovely day"}
@@ -58,10 +62,23 @@ def test_service_that_other_machines_reach_does_not_start_without_keys(
     assert not (tmp_path / "serve.json").exists()
 
 
+def test_keys_that_open_nothing_do_not_count(bundles_dir: Path, tmp_path: Path, valkey: Valkey) -> None:
+    async def make() -> None:
+        async with Redis.from_url(valkey.url, decode_responses=True) as redis:
+            store = KeyStore(redis)
+            await store.create("expired", [Scope.CLASSIFY], expires_at=1.0)
+            key, _ = await store.create("revoked", [Scope.CLASSIFY])
+            await store.revoke(key.id)
+
+    asyncio.run(make())
+    assert "no API keys" in refused(bundles_dir, tmp_path, "--host", EXPOSED, QD_REDIS_URL=valkey.url)
+
+
 def test_with_a_key_it_starts_and_lets_in_who_has_it(bundles_dir: Path, tmp_path: Path, valkey: Valkey) -> None:
     env = {"QD_REDIS_URL": valkey.url}
     headers = key(bundles_dir, tmp_path, "classify", **env)
     with serving(bundles_dir, tmp_path, QD_HOST=EXPOSED, **env) as (process, url):
+        assert "without a key" not in process.stdout.read_text()
         assert classify(url).status_code == 401
         answer = classify(url, headers)
         assert answer.status_code == 200
@@ -82,7 +99,8 @@ def test_key_that_may_only_classify_reaches_no_hardware(bundles_dir: Path, tmp_p
 
 
 def test_told_so_it_lets_everybody_classify_and_nobody_administer(bundles_dir: Path, tmp_path: Path) -> None:
-    with serving(bundles_dir, tmp_path, QD_HOST=EXPOSED, QD_ALLOW_ANONYMOUS="true") as (_, url):
+    with serving(bundles_dir, tmp_path, QD_HOST=EXPOSED, QD_ALLOW_ANONYMOUS="true") as (process, url):
+        assert "\n\nOther machines may classify without a key (" in process.stdout.read_text()
         assert classify(url).status_code == 200
         answer = httpx.post(f"{url}/admin/reload", json={})
         assert answer.status_code == 403
@@ -132,6 +150,15 @@ def test_embedded_redis_holds_keys_too_and_serve_tells_where_its_worker_answers(
         # A command finds the Valkey that runs.
         another = key(bundles_dir, tmp_path, "classify", **EMBEDDED)
         until(lambda: classify(url, another).status_code == 200, 5)
+
+
+def test_children_take_the_port_of_the_command_line_for_that_of_the_environment(
+    bundles_dir: Path, tmp_path: Path
+) -> None:
+    with serving(bundles_dir, tmp_path, "--port", "0", **EMBEDDED | {"QD_PORT": "abc"}) as (process, _):
+        worker = json.loads((tmp_path / "serve.json").read_text())["worker_metrics"]
+        until(lambda: _answers(worker) or process.lines("child ended"))
+        assert process.lines("child ended") == []
 
 
 def _answers(url: str) -> bool:

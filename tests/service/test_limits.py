@@ -77,6 +77,13 @@ async def test_headers_say_what_is_left_and_are_there_on_a_refusal_too(shared: t
     assert max(1, said["t"]) == int(caught.value.headers["Retry-After"])
 
 
+async def test_first_request_of_a_key_says_the_whole_window(shared: tuple[Limits, Limits]) -> None:
+    for _ in range(20):
+        with request() as facts:
+            await shared[0].hit(caller(600))
+        assert parsed(facts.headers["RateLimit"]) == {"requests": {"r": 599, "t": 60}}
+
+
 @pytest.mark.parametrize("nobody", [Caller(None, frozenset(Scope)), Caller("1", frozenset(Scope), 0)])
 async def test_callers_without_a_limit_have_no_headers(nobody: Caller) -> None:
     limits = Limits(None)

@@ -62,6 +62,12 @@ async def test_wrong_method_names_the_right_one(client: httpx.AsyncClient) -> No
     assert response.headers["allow"] == "POST"
 
 
+async def test_wrong_method_names_those_of_every_route_of_the_path(client: httpx.AsyncClient) -> None:
+    response = await client.post("/admin/tasks/emotion/backend", json={})
+    problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"] == "GET, PUT"
+
+
 @pytest.mark.parametrize(
     ("body", "pointer", "words"),
     [

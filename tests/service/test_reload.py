@@ -76,7 +76,7 @@ async def test_reload_serves_what_is_in_the_folder_and_says_what_changed(
     body = (await reload(client)).json()
     new = await bundle_of(client, "emotion")
     assert new != old
-    assert body == {"bundles": sorted([new, kept.id]), "changed": [new]}
+    assert body == {"bundles": sorted([new, kept.id]), "changed": [new], "removed": [old]}
     assert (await client.post("/classify/emotion", json=BODY)).json()["bundle"] == new
     # What has not changed is not even loaded again, and requests of before and after share batches.
     assert parts_of(app).snapshot.get("topic") is kept
@@ -98,8 +98,9 @@ async def test_task_that_comes_or_goes_is_known_or_unknown_at_once(
     alone: tuple[FastAPI, httpx.AsyncClient], own: Path
 ) -> None:
     app, client = alone
+    gone = await bundle_of(client, "topic")
     (own / "bundle-1").rename(own / ".bundle-1")
-    assert (await reload(client)).status_code == 200
+    assert (await reload(client)).json()["removed"] == [gone]
     assert (await client.post("/classify/topic", json=BODY)).status_code == 404
     assert sample(app, "qd_default_backend", task="emotion", backend="simulator") == 1
     assert parts_of(app).metrics.registry.get_sample_value("qd_shadow_ratio", {"task": "topic"}) is None
