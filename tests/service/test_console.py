@@ -190,7 +190,7 @@ def test_a_jobs_details_have_a_link_of_their_own(page: Any, console: Console, ne
     assert shown_scores(details) == shown_scores(column)
     link = page.evaluate("location.hash")
     page.keyboard.press("Escape")
-    assert page.evaluate("location.hash") == ""
+    until(lambda: page.evaluate("location.hash") == "")  # a dialog tells that it has closed a moment later
     other = new_page(f"/{link}")
     other.locator("#details .label").wait_for()
     assert shown_scores(other.locator("#details")) == shown_scores(column)
