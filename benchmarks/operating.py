@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from benchmarks.serving import ROOT
 from models.bundle import SHIPPED
 from service.children import Children
 from service.embedded import embedded_redis
+from service.listening import free_ports
 from training.data import read_texts
 
 TASK = "emotion"
@@ -168,7 +168,8 @@ async def deployment(folder: Path, texts: Sequence[str]) -> AsyncIterator[tuple[
     bundles = folder / "models" / "bundles"
     shutil.copytree(SHIPPED, bundles)
     (folder / "models" / "embedders").symlink_to(SHIPPED.parent / "embedders")
-    ports = {name: free_port() for name in ("emulator", "replica-0", "replica-1", "worker-0", "worker-1", "prometheus")}
+    names = ("emulator", "replica-0", "replica-1", "worker-0", "worker-1", "prometheus")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     async with embedded_redis(folder / "redis") as redis_url, Children() as children:
         env = {name: value for name, value in os.environ.items() if not name.startswith("QD_")} | {
             "OMP_NUM_THREADS": "1",
@@ -216,12 +217,6 @@ def make_key(env: Mapping[str, str], name: str, scopes: Sequence[str], *more: st
     limits = ["--requests-per-minute", "0", "--shots-per-day", "1000000000"]
     arguments = command("keys", "create", name, *flags, *limits, *more)
     return subprocess.run(arguments, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def http_client(port: int, key: str) -> httpx.AsyncClient:

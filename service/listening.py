@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,14 @@ from contextlib import ExitStack, contextmanager
 from service.errors import AddressError
 
 LOOPBACK = "127.0.0.1"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, and no other reaches it; a name other than localhost is not taken for it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def bind(host: str, port: int, family: socket.AddressFamily | None = None) -> socket.socket:

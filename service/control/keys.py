@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import re
 import secrets
@@ -26,6 +25,7 @@ from service.control import keyspace
 from service.errors import ForbiddenError, StoreUnavailableError, UnauthenticatedError
 from service.hardware.budget import Budget
 from service.hardware.records import Record
+from service.listening import is_loopback
 
 REQUESTS_PER_MINUTE = 600
 SHOTS_PER_DAY = 1_024_000
@@ -244,11 +244,8 @@ class KeyStore:
 
 
 def is_exposed(host: str) -> bool:
-    """Whether other machines reach a service that listens on a host; so it is taken for a name other than localhost."""
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() != "localhost"
+    """Whether other machines reach a service that listens on a host."""
+    return not is_loopback(host)
 
 
 def parse_keys(raw: Mapping[str, str]) -> list[Key]:

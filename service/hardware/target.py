@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from models.circuit import Circuit
 from models.qasm import to_qasm2
+from service.listening import is_loopback
 from service.providers.base import ProviderName
 
 APP = "qd"
@@ -45,7 +45,7 @@ def target(provider: ProviderName, url: str | None, device: str) -> Target:
     if url is None:
         return Target(provider, "default", device)
     host = urlsplit(url).hostname or ""
-    return Target(provider, "loopback" if _is_loopback(host) else url.rstrip("/"), device)
+    return Target(provider, "loopback" if is_loopback(host) else url.rstrip("/"), device)
 
 
 def fingerprint(circuit: Circuit, shots: int, on: Target, layout: str, epoch: str = "") -> str:
@@ -78,12 +78,3 @@ def angles_key(bundle: str, text: str) -> str:
 
 def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from browsing import browser, console, new_page, page, seen  # noqa: F401  # fixtures of the console's tests
 from fastapi import FastAPI
+from processes import Valkey
 from redis.asyncio import Redis
 from serving import TASKS, client_of, running, write_test_bundle
 
@@ -62,3 +64,18 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(app) as client:
         yield client
+
+
+@pytest.fixture
+def own(tmp_path: Path, bundles_dir: Path) -> Path:
+    """A copy of the bundles to change."""
+    return Path(shutil.copytree(bundles_dir, tmp_path / "own"))
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A Redis of the test's own, which may be killed."""
+    found = Valkey(tmp_path)
+    found.start()
+    yield found
+    found.kill()

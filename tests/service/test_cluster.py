@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -15,8 +14,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from hardware import FakeProvider
+from operating import replica_settings
 from processes import Process, started, until
-from pydantic import SecretStr
 from redis import Redis
 from redis.exceptions import RedisError
 from serving import client_of, parts_of, running
@@ -31,7 +30,6 @@ from service.hardware.facts import FactFinder
 from service.hardware.readout import ReadoutSchedule
 from service.jobs import run_worker
 from service.metrics import WorkerMetrics
-from service.settings import Settings
 from service.state import Hardware
 from service.tracing import OFF
 
@@ -39,7 +37,6 @@ pytestmark = pytest.mark.anyio
 
 SERVICE = "students"
 SLOTS = 16384
-_devices = itertools.count()
 
 
 def free_ports(n: int) -> list[int]:
@@ -144,20 +141,10 @@ def watched(start: Callable[..., Server]) -> Watched:
     return Watched(*urls, master, replica)
 
 
-def settings_on(redis_url: str, bundles_dir: Path) -> Settings:
-    return Settings(
-        bundles_dir=bundles_dir,
-        threads=1,
-        redis_url=SecretStr(redis_url),
-        quafu_url="http://127.0.0.1:1",
-        quafu_device=f"cluster-device-{next(_devices)}",
-    )
-
-
 @asynccontextmanager
 async def site(redis_url: str, bundles_dir: Path) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient, Executor]]:
     """A service on a Redis, and the steps of its worker."""
-    async with running(settings_on(redis_url, bundles_dir)) as app, client_of(app) as client:
+    async with running(replica_settings(bundles_dir, redis_url)) as app, client_of(app) as client:
         hardware = hardware_of(app)
         yield (
             app,

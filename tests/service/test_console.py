@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,6 @@ from needs import needs_chromium
 from processes import COMMAND, QUICK, ROOT, Valkey, environment, serving, until
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Redis of the test's own."""
-    found = Valkey(tmp_path)
-    found.start()
-    yield found
-    found.kill()
 
 
 def test_both_backends_answer_side_by_side_what_the_api_says(page: Any, console: Console) -> None:

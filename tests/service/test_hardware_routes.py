@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from hardware import FakeProvider
+from operating import replica_settings
 from pydantic import SecretStr
-from serving import N_QUBITS, TASKS, client_of, parts_of, running
+from serving import N_QUBITS, TASKS, client_of, parts_of, running, sample, until
 
 from service.hardware.connection import connect
 from service.hardware.execution import Executor
@@ -34,13 +35,7 @@ _devices = itertools.count()
 
 @pytest.fixture
 def hardware_settings(bundles_dir: Path, redis_url: str) -> Settings:
-    return Settings(
-        bundles_dir=bundles_dir,
-        threads=1,
-        redis_url=SecretStr(redis_url),
-        quafu_url="http://127.0.0.1:1",
-        quafu_device=f"route-device-{next(_devices)}",
-    )
+    return replica_settings(bundles_dir, redis_url)
 
 
 @pytest.fixture
@@ -242,8 +237,11 @@ async def test_job_has_an_estimate_once_there_is_a_history(
 
 async def test_events_follow_a_job_to_its_end(app: FastAPI, client: httpx.AsyncClient, provider: FakeProvider) -> None:
     location = (await ask(client, "a text")).headers["Location"]
+    following = asyncio.create_task(client.get(f"{location}/events"))
+    # Before there is a worker: on a busy machine it could be done before anybody follows.
+    await until(lambda: sample(app, "qd_job_followers") == 1)
     async with at_work(worker_of(app, provider)):
-        response = await client.get(f"{location}/events")
+        response = await following
     assert response.headers["content-type"].startswith("text/event-stream")
     events = [
         dict(line.split(": ", 1) for line in block.splitlines()) for block in response.text.split("\n\n") if block

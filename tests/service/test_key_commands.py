@@ -8,7 +8,6 @@ import re
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,15 +21,6 @@ from service.control.commands import expiry
 from service.control.keys import Key, KeyRing, KeyStore, Scope
 from service.embedded import embedded_redis, reach_redis
 from service.errors import AddressError, CommandError
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Redis of the test's own."""
-    found = Valkey(tmp_path)
-    found.start()
-    yield found
-    found.kill()
 
 
 def keys(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

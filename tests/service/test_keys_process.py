@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from processes import COMMAND, ROOT, Valkey, environment, refused, serving, until
 from redis.asyncio import Redis
 
@@ -20,15 +18,6 @@ EXPOSED = "0.0.0.0"
 BODY = {"inputs": "what a lovely day"}
 # A provider that is not there: its worker waits, and nothing needs MindQuantum.
 EMBEDDED = {"QD_EMBEDDED": "true", "QD_QUAFU_URL": "http://127.0.0.1:1", "QD_QUAFU_TOKEN": "qf_test"}
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Redis of the test's own."""
-    found = Valkey(tmp_path)
-    found.start()
-    yield found
-    found.kill()
 
 
 def key(bundles_dir: Path, state_dir: Path, *scopes: str, **settings: str) -> dict[str, str]:

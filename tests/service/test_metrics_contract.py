@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from time import time
 from typing import Any
 
 import pytest
+from needs import needs_promtool
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import parser as openmetrics
@@ -113,7 +113,7 @@ def test_document_is_one_that_parsers_take(documents: tuple[bytes, bytes]) -> No
     assert {family.name for family in found} >= {name for name in names if not name.endswith("_created")}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+@needs_promtool
 @pytest.mark.parametrize("documents", [used_service(), used_worker()], ids=["service", "worker"])
 def test_promtool_finds_nothing_to_say(documents: tuple[bytes, bytes]) -> None:
     run = subprocess.run(["promtool", "check", "metrics"], input=documents[0], capture_output=True, check=False)

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Tracer, format_trace_id
+from operating import replica_settings
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -42,13 +43,7 @@ _devices = itertools.count()
 
 @pytest.fixture
 def hardware_settings(bundles_dir: Path, redis_url: str) -> Settings:
-    return Settings(
-        bundles_dir=bundles_dir,
-        threads=1,
-        redis_url=SecretStr(redis_url),
-        quafu_url="http://127.0.0.1:1",
-        quafu_device=f"metrics-device-{next(_devices)}",
-    )
+    return replica_settings(bundles_dir, redis_url)
 
 
 @pytest.fixture

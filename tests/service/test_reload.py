@@ -29,12 +29,6 @@ BODY = {"inputs": "what a lovely day"}
 
 
 @pytest.fixture
-def own(tmp_path: Path, bundles_dir: Path) -> Path:
-    """A copy of the bundles to change."""
-    return Path(shutil.copytree(bundles_dir, tmp_path / "own"))
-
-
-@pytest.fixture
 async def alone(own: Path) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """A service without Redis on that copy."""
     async with running(Settings(bundles_dir=own, threads=1)) as app, client_of(app) as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from service.settings import Settings
 pytestmark = pytest.mark.anyio
 
 BODY = {"inputs": "what a lovely day"}
-
-
-@pytest.fixture
-def own(tmp_path: Path, bundles_dir: Path) -> Path:
-    """A copy of the bundles to change."""
-    return Path(shutil.copytree(bundles_dir, tmp_path / "own"))
 
 
 @pytest.fixture
