@@ -34,6 +34,12 @@ class TeacherConfig(_Section):
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="bf16 keeps the frozen weights and the matrix products in bfloat16, LoRA in float32"
     )
+    quantise: Literal["8bit"] | None = Field(
+        None, description="`8bit` loads the frozen linear layers in 8 bits; needs a CUDA device and bitsandbytes"
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="`auto` spreads a model too large for one GPU over all; needs a CUDA device"
+    )
 
 
 class StudentConfig(_Section):

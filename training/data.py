@@ -141,7 +141,7 @@ def load_task(folder: Path, seed: int = 0) -> TaskData:
         seed: Seed of the stratified split; used only where the folder is not split already.
 
     Raises:
-        DataError: If no split can be read, or a class is empty in train or seen only outside it.
+        DataError: If no split can be read, a class is seen only outside train, or is empty outside it.
     """
     if not folder.is_dir():
         raise DataError(
@@ -150,6 +150,8 @@ def load_task(folder: Path, seed: int = 0) -> TaskData:
     if (folder / "train.csv").exists():
         train = read_csv(folder / "train.csv")
         rest = [read_csv(folder / f"{split}.csv", train.labels) for split in SPLITS[1:]]
+        for texts in rest:
+            _require_every_class(texts)
         return TaskData(train, *rest)
     return split_texts(read_class_folder(folder), seed)
 
@@ -184,6 +186,16 @@ def split_texts(texts: Texts, seed: int) -> TaskData:
         chosen_texts = tuple(texts.texts[i] for i in order)
         splits.append(Texts(chosen_texts, texts.targets[order], texts.labels, f"{texts.source} ({name})"))
     return TaskData(*splits)
+
+
+def _require_every_class(texts: Texts) -> None:
+    """A class without texts has no recall: averages over classes would count it as wholly missed."""
+    counts = np.bincount(texts.targets, minlength=len(texts.labels))
+    for label, count in zip(texts.labels, counts, strict=True):
+        if not count:
+            raise DataError(
+                f"{texts.source}: expected at least one text of each class of train.csv, found none of {label!r}"
+            )
 
 
 def _texts(rows: list[tuple[str, str]], labels: Sequence[str] | None, source: str) -> Texts:

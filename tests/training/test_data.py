@@ -165,10 +165,11 @@ def test_split_mixes_the_classes(split: Callable[..., TaskData]) -> None:
 
 
 def test_task_with_three_csv_files_keeps_them_as_they_are(tmp_path: Path) -> None:
-    folder = write_task(tmp_path / "task", validation=[("v", "sad")], test=[("t", "glad")])
+    parts = {"validation": [("v", "sad"), ("w", "glad")], "test": [("t", "glad"), ("u", "sad")]}
+    folder = write_task(tmp_path / "task", **parts)
     task = load_task(folder, seed=5)
     assert rows_of(task.train) == ROWS
-    assert (rows_of(task.validation), rows_of(task.test)) == ([("v", "sad")], [("t", "glad")])
+    assert (rows_of(task.validation), rows_of(task.test)) == (parts["validation"], parts["test"])
     assert task.labels == task.validation.labels == task.test.labels == ("glad", "sad")
     assert task.sha256 == {split: read_csv(folder / f"{split}.csv", task.labels).sha256 for split in SPLITS}
 
@@ -288,3 +289,12 @@ def test_unquoted_comma_is_refused_with_its_row(tmp_path: Path) -> None:
     path.write_text("text,label\ngood,positive\nbad, really bad,negative\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"train\.csv: text 2 has more columns than the header row"):
         read_csv(path)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_class_without_texts_outside_train_is_refused_and_named(tmp_path: Path, split: str) -> None:
+    folder = write_task(tmp_path / "task", **{split: [("one", "sad"), ("two", "sad")]})
+    with pytest.raises(
+        DataError, match=rf"{split}\.csv: expected .* of each class of train\.csv, found none of 'glad'"
+    ):
+        load_task(folder)
