@@ -14,8 +14,8 @@ SERVE := $(VENV)/.installed-serve
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench-student bench-embedder bench-hardware bench-operating readme dashboards \
-  image-check screenshots embedder bundles evaluate lock clean
+.PHONY: help install serve test check format bench-student bench-embedder bench-cost bench-hardware bench-operating readme dashboards \
+  image-check screenshots embedder adapted study report bundles evaluate lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ bench-student: $(DEV) ## time engines and training circuit against MindQuantum, 
 bench-embedder: $(DEV) ## measure what int8 costs and gains, on the texts in DATA
 	@$(BIN)/python -m benchmarks.embedder $(DATA) $(if $(JSON),--json $(JSON))
 
+bench-cost: $(DEV) ## measure how parameters, training and inference grow with the number of qubits (JSON=FILE keeps figures)
+	@$(BIN)/python -m benchmarks.cost $(if $(JSON),--json $(JSON))
+
 bench-hardware: $(DEV) ## measure what the chip's noise costs in accuracy, on 200 texts of each task in DATA
 	@$(BIN)/python -m benchmarks.hardware $(DATA) $(if $(JSON),--json $(JSON))
 
@@ -66,6 +69,16 @@ readme: $(DEV) ## make the README's tables anew from what was measured
 
 embedder: $(DEV) ## export the shipped embedder from the registry package's weights
 	@$(BIN)/qdtrain export-embedder minilm-l6 models/embedders/minilm-l6
+
+adapted: $(DEV) ## adapt the encoder to all tasks from their teachers and export it (an hour)
+	@$(BIN)/qdtrain adapt training/configs/adapt.toml --data $(DATA) --out .cache/minilm-l6-adapted
+	@$(BIN)/qdtrain export-embedder .cache/minilm-l6-adapted models/embedders/minilm-l6-adapted
+
+study: $(DEV) ## run the cells of the study that are not finished, and keep their results for the report (hours)
+	@$(BIN)/qdtrain study training/configs/study.toml --data $(DATA) --final --export docs/study/cells.json
+
+report: $(DEV) ## write the study's tables and plots from the results that are kept
+	@$(BIN)/qdtrain report
 
 bundles: $(DEV) ## make the shipped bundles anew from the texts in DATA (an hour or two of teaching)
 	@for task in $(TASKS); do \

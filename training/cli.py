@@ -1,4 +1,4 @@
-"""`qdtrain teach | distil | evaluate | export-embedder`."""
+"""`qdtrain teach | distil | evaluate | adapt | export-embedder | search | study | report`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import StudentError
-from training.errors import TrainingError
+from training.errors import StudyError, TrainingError
+from training.search.command import add_arguments as add_search_arguments
 
 _STOPPED = 130  # the shell's exit code for a program that ctrl-C ended
 
@@ -72,6 +73,56 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     export.add_argument("--max-tokens", type=int, default=128)
     export.set_defaults(run=_export)
+
+    adapt = commands.add_parser("adapt", help="adapt one encoder to all tasks, from labels and teachers")
+    adapt.add_argument("config", type=Path, help="such as training/configs/adapt.toml")
+    adapt.add_argument("--data", type=Path, required=True, help="folder with one folder a task")
+    adapt.add_argument("--out", type=Path, required=True, help="folder of the encoder, for export-embedder")
+    adapt.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="teachers, encoders and checkpoints (default .cache)"
+    )
+    adapt.set_defaults(run=_adapt)
+
+    search = commands.add_parser(
+        "search", help="search for the configuration whose student is best on validation texts"
+    )
+    add_search_arguments(search)
+    search.set_defaults(run=_search)
+
+    study = commands.add_parser("study", help="run the cells of a grid that are not finished")
+    study.add_argument("grid", type=Path, help="grid of cells, such as training/configs/study.toml")
+    study.add_argument("--data", type=Path, required=True, help="folder with one folder a task")
+    study.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="teachers, embeddings, cells (default .cache)"
+    )
+    study.add_argument("--final", action="store_true", help="also measure on the test texts: once, when all is final")
+    study.add_argument("--cell", action="append", metavar="ID", help="only this cell; may be repeated")
+    study.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="only cells of this section, system, task, track, teacher or seed; one field may be given several values",
+    )
+    study.add_argument("--failed", action="store_true", help="only cells that failed when they were last run")
+    study.add_argument("--export", type=Path, metavar="FILE", help="write the grid's results, for the report, here")
+    where = study.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, help="processes on this machine, instead of Ray")
+    where.add_argument("--ray-address", help="of a Ray cluster; `auto` finds it, `local` (as without) starts Ray here")
+    study.set_defaults(run=_study)
+
+    report = commands.add_parser("report", help="write the study's tables and plots from its finished cells")
+    read = report.add_mutually_exclusive_group()
+    read.add_argument(
+        "--cells",
+        type=Path,
+        default=Path("docs/study/cells.json"),
+        help="what `study --export` wrote (default docs/study/cells.json)",
+    )
+    read.add_argument("--cache", type=Path, help="read the cells of `study` here instead, finished or not")
+    report.add_argument("--out", type=Path, default=Path("docs"), help="folder of study.md and study/ (default docs)")
+    report.add_argument("--split", choices=("test", "validation"), default="test", help="texts that figures are of")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -131,6 +182,50 @@ def _export(options: argparse.Namespace) -> None:
 
     info = export_embedder(options.source, options.out, options.precision, options.max_tokens)
     print(json.dumps(info, indent=1))
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from training.encoders.command import run
+
+    print(run(options))
+
+
+def _study(options: argparse.Namespace) -> None:
+    from training.study.command import run_grid
+
+    failed = []
+    runs = run_grid(
+        options.grid,
+        options.data,
+        options.cache,
+        final=options.final,
+        only=options.cell,
+        where=options.where,
+        failed=options.failed,
+        n_workers=options.workers,
+        ray_address=options.ray_address,
+        export=options.export,
+    )
+    for ran in runs:
+        print(f"{ran.status:<8} {ran.cell}", flush=True)
+        if ran.status == "failed":
+            failed.append(ran)
+    for ran in failed:
+        print(f"{ran.cell.id} failed: {' '.join(ran.message.split())}", file=sys.stderr)
+    if failed:
+        raise StudyError(f"{len(failed)} cells failed; each folder's error.json says more, `--failed` runs them again")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from training.study.report import report_study
+
+    print(report_study(options.cells, options.cache, options.out, options.split))
+
+
+def _search(options: argparse.Namespace) -> None:
+    from training.search.command import run
+
+    print(run(options))
 
 
 def _as_table(name: str, found: dict[str, Any]) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -47,33 +50,72 @@ class Examples:
 
 @dataclass(frozen=True)
 class Distilled:
-    """A trained student and how it got there: one entry of `history` an epoch, epoch 0 being the start."""
+    """A trained student and how it got there: one entry of `history` an epoch, epoch 0 being the start.
+
+    `seconds` is what all epochs took, validation left out; None where a run of an older version is in the cache. `run`
+    names the run: its checkpoint in the cache is `<run>.pt`.
+    """
 
     weights: StudentWeights
     history: list[dict[str, float]]
     best_epoch: int
+    seconds: float | None = None
+    run: str = ""
 
 
-class StudentModule(torch.nn.Module):
-    """The trainable student on standardised embeddings: reducer, circuit, head."""
+class ReducedModule(torch.nn.Module):
+    """Standardised embeddings -> reducer -> what a subclass makes of the reduced values -> linear head.
 
-    def __init__(self, circuit: Circuit, embedding_size: int, n_classes: int) -> None:
+    The student and what it is compared with differ in `middle` alone, so one loop trains them all.
+    """
+
+    def __init__(self, embedding_size: int, n_reduced: int, n_outputs: int, n_classes: int) -> None:
         super().__init__()
-        n = circuit.n_qubits
-        self.reducer = torch.nn.Linear(embedding_size, n)
-        self.circuit = CircuitExpvals(circuit)
-        self.ansatz = torch.nn.Parameter(torch.empty(circuit.n_parameters))
-        self.head = torch.nn.Linear(n, n_classes)
-        # Wide: near the identity the circuit is even in every angle and has no gradient at z = 0.
-        torch.nn.init.uniform_(self.ansatz, -torch.pi, torch.pi)
+        self.reducer = torch.nn.Linear(embedding_size, n_reduced)
+        self.head = torch.nn.Linear(n_outputs, n_classes)
+
+    def middle(self, reduced: torch.Tensor) -> torch.Tensor:
+        """Reduced values (batch, n_reduced) -> the head's inputs (batch, n_outputs)."""
+        raise NotImplementedError
 
     def expvals(self, standardised: torch.Tensor) -> torch.Tensor:
-        expvals: torch.Tensor = self.circuit(self.reducer(standardised), self.ansatz)
-        return expvals
+        """The head's inputs; the student's are expectation values."""
+        return self.middle(self.reducer(standardised))
 
     def forward(self, standardised: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.head(self.expvals(standardised))
         return logits
+
+
+class StudentModule(ReducedModule):
+    """The trainable student on standardised embeddings: reducer, circuit, head."""
+
+    def __init__(self, circuit: Circuit, embedding_size: int, n_classes: int) -> None:
+        super().__init__(embedding_size, circuit.n_qubits, circuit.n_qubits, n_classes)
+        self.circuit = CircuitExpvals(circuit)
+        self.ansatz = torch.nn.Parameter(torch.empty(circuit.n_parameters))
+        # Wide: near the identity the circuit is even in every angle and has no gradient at z = 0.
+        torch.nn.init.uniform_(self.ansatz, -torch.pi, torch.pi)
+
+    def middle(self, reduced: torch.Tensor) -> torch.Tensor:
+        expvals: torch.Tensor = self.circuit(reduced, self.ansatz)
+        return expvals
+
+
+Module = TypeVar("Module", bound=ReducedModule)
+
+
+@dataclass(frozen=True)
+class Fitted(Generic[Module]):
+    """A module at its best epoch, the standardisation (embedding_size,) it reads, and how it got there."""
+
+    module: Module
+    mean: np.ndarray
+    scale: np.ndarray
+    history: list[dict[str, float]]
+    best_epoch: int
+    seconds: float | None
+    run: str
 
 
 def distil(
@@ -103,22 +145,46 @@ def distil(
     Raises:
         DivergedError: If the loss is no longer a number; the last finished epoch stays in the cache.
     """
+    fitted = fit(partial(StudentModule, circuit), config, train, validation, cache, progress, channel)
+    weights = _weights(fitted.module, fitted.mean, fitted.scale)
+    return Distilled(weights, fitted.history, fitted.best_epoch, fitted.seconds, fitted.run)
+
+
+def fit(
+    build: Callable[[int, int], Module],
+    config: RunConfig,
+    train: Examples,
+    validation: Examples,
+    cache: Path,
+    progress: bool = True,
+    channel: Channel | None = None,
+    kind: str = "student",
+) -> Fitted[Module]:
+    """What `distil` does, for the student and for what it is compared with.
+
+    Args:
+        build: Makes the module from the length of an embedding and the number of classes.
+        kind: What is trained, for messages; in the cache it tells the runs of other modules from the student's.
+
+    Raises:
+        DivergedError: If the loss is no longer a number; the last finished epoch stays in the cache.
+    """
     torch.manual_seed(config.seed)
     mean, scale = train.embeddings.mean(axis=0), train.embeddings.std(axis=0) + 1e-6
     x, x_validation = (torch.tensor((part.embeddings - mean) / scale) for part in (train, validation))
     teacher, targets = torch.tensor(train.teacher_logits), torch.tensor(train.targets)
-    model = StudentModule(circuit, x.shape[1], train.teacher_logits.shape[1])
+    model = build(x.shape[1], train.teacher_logits.shape[1])
     if config.optimiser.start == "linear":
         start_linear(model, x, teacher, config.optimiser, channel)
     optimiser = _optimiser(model, config.optimiser)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.averaging))  # type: ignore[no-untyped-call]
-    key = _run_key(config, train, validation, channel)
-    run = _Run(cache / f"{config.task}-{key}.pt", model, averaged, optimiser)
+    name = f"{config.task}-{_run_key(config, train, validation, channel, kind)}"
+    run = _Run(cache / f"{name}.pt", kind, model, averaged, optimiser)
     run.resume()
 
     def validate() -> dict[str, float]:
         found = {}
-        kept = cast(StudentModule, averaged.module)
+        kept = cast(ReducedModule, averaged.module)
         with torch.inference_mode():
             expvals = kept.expvals(x_validation)
             drawn = {} if channel is None else {"_on_chip": channel(expvals.repeat(_VALIDATION_DRAWS, 1))}
@@ -134,20 +200,22 @@ def distil(
     if not run.history:
         run.finish_epoch(validate())
     epochs = config.optimiser.epochs
-    bar = tqdm(total=epochs, initial=run.epoch, desc=f"distil {config.task}", unit="epoch", disable=not progress)
+    bar = tqdm(total=epochs, initial=run.epoch, desc=f"{kind} {config.task}", unit="epoch", disable=not progress)
     while run.epoch < epochs:
+        begin = time.perf_counter()
         _set_learning_rates(optimiser, run.epoch, epochs)
         loss = _train_epoch(model, averaged, optimiser, x, teacher, targets, config, run, channel)
-        run.finish_epoch({"train_loss": loss, **validate()})
+        seconds = time.perf_counter() - begin
+        run.finish_epoch({"train_loss": loss, **validate()}, seconds)
         bar.set_postfix({k: f"{v:.4f}" for k, v in run.history[-1].items()}, refresh=False)
         bar.update()
     bar.close()
     model.load_state_dict(run.best)
-    return Distilled(_weights(model, mean, scale), run.history, run.best_epoch)
+    return Fitted(model, mean, scale, run.history, run.best_epoch, run.seconds, name)
 
 
 def start_linear(
-    model: StudentModule,
+    model: ReducedModule,
     x: torch.Tensor,
     teacher: torch.Tensor,
     config: OptimiserConfig,
@@ -161,8 +229,7 @@ def start_linear(
     """
     wanted = teacher - teacher.mean(dim=1, keepdim=True)
     directions = _ridge(x, wanted - wanted.mean(dim=0), config.ridge)
-    n = model.circuit.n_qubits
-    mix = torch.randn(n, wanted.shape[1])
+    mix = torch.randn(model.reducer.out_features, wanted.shape[1])
     with torch.no_grad():
         rows = mix @ directions.T
         rows *= config.angle_scale / (x @ rows.T).std(dim=0)[:, None]
@@ -180,11 +247,13 @@ class _Run:
     """A run's state on disk: written after every epoch, read when the same run is started again."""
 
     def __init__(
-        self, path: Path, model: StudentModule, averaged: AveragedModel, optimiser: torch.optim.Optimizer
+        self, path: Path, kind: str, model: ReducedModule, averaged: AveragedModel, optimiser: torch.optim.Optimizer
     ) -> None:
         self.path = path
+        self.kind = kind
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
+        self.seconds: float | None = 0.0
         self.best: dict[str, torch.Tensor] = {}
         self._model = model
         self._averaged = averaged
@@ -214,12 +283,15 @@ class _Run:
             return
         state = torch.load(self.path, weights_only=True)
         self.history, self.best_epoch, self.best = state["history"], state["best_epoch"], state["best"]
+        self.seconds = state.get("seconds")  # runs of older versions did not count them
         self._model.load_state_dict(state["model"])
         self._averaged.load_state_dict(state["averaged"])
         self._optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["rng"])
 
-    def finish_epoch(self, entry: dict[str, float]) -> None:
+    def finish_epoch(self, entry: dict[str, float], seconds: float = 0.0) -> None:
+        if self.seconds is not None:
+            self.seconds += seconds
         self.history.append(entry)
         self.best_epoch = self._find_best_epoch()
         if self.best_epoch == self.epoch:
@@ -229,6 +301,7 @@ class _Run:
             "history": self.history,
             "best_epoch": self.best_epoch,
             "best": self.best,
+            "seconds": self.seconds,
             "model": self._model.state_dict(),
             "averaged": self._averaged.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -241,7 +314,7 @@ class _Run:
 
 
 def _train_epoch(
-    model: StudentModule,
+    model: ReducedModule,
     averaged: AveragedModel,
     optimiser: torch.optim.Optimizer,
     x: torch.Tensor,
@@ -262,7 +335,7 @@ def _train_epoch(
         loss = torch.stack(losses).mean()
         if not torch.isfinite(loss):
             raise DivergedError(
-                f"the student's loss is {loss.item()} in epoch {run.epoch + 1}, step {step} of {len(batches)}; "
+                f"the {run.kind}'s loss is {loss.item()} in epoch {run.epoch + 1}, step {step} of {len(batches)}; "
                 f"lower the learning rates in [optimiser]; the last finished epoch is in {run.path}"
             )
         optimiser.zero_grad(set_to_none=True)
@@ -278,12 +351,13 @@ def _views(expvals: torch.Tensor, channel: Channel | None) -> list[torch.Tensor]
     return [expvals] if channel is None else [expvals, channel(expvals)]
 
 
-def _optimiser(model: StudentModule, config: OptimiserConfig) -> torch.optim.Optimizer:
+def _optimiser(model: ReducedModule, config: OptimiserConfig) -> torch.optim.Optimizer:
     """Adam (with decoupled weight decay on the reducer's weights), a learning rate for each part."""
+    outer = {*model.reducer.parameters(), *model.head.parameters()}
     groups: list[dict[str, Any]] = [
         {"params": [model.reducer.weight], "lr": config.reducer_learning_rate, "weight_decay": config.weight_decay},
         {"params": [model.reducer.bias], "lr": config.ansatz_learning_rate},
-        {"params": [model.ansatz], "lr": config.ansatz_learning_rate},
+        {"params": [p for p in model.parameters() if p not in outer], "lr": config.ansatz_learning_rate},
         {"params": list(model.head.parameters()), "lr": config.head_learning_rate},
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -317,9 +391,11 @@ def _weights(model: StudentModule, mean: np.ndarray, scale: np.ndarray) -> Stude
     )
 
 
-def _run_key(config: RunConfig, train: Examples, validation: Examples, channel: Channel | None) -> str:
+def _run_key(config: RunConfig, train: Examples, validation: Examples, channel: Channel | None, kind: str) -> str:
     parts = [config.model_dump(exclude_none=True), train.sha256, validation.sha256]
     if channel is not None:
         parts.append(channel.to_json())
+    if kind != "student":  # whose keys are older than the others
+        parts.append({"kind": kind})
     identity = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

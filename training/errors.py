@@ -5,7 +5,9 @@ TrainingError
 ├── ConfigError      a run configuration that cannot be run; names the field
 ├── PackagedFileError a model that the package registry should have brought
 ├── TeacherError     a teacher that cannot be loaded, tuned or read from the cache
-└── DivergedError    a loss that is no longer a number; names epoch and step
+├── EncoderError     an encoder that cannot be found, or that no classifier can be made of
+├── DivergedError    a loss that is no longer a number; names epoch and step
+└── StudyError       a cell of the study whose system or files are not what they should be
 """
 
 from __future__ import annotations
@@ -31,5 +33,13 @@ class TeacherError(TrainingError):
     """A teacher that cannot be loaded, fine-tuned or read from the cache."""
 
 
+class EncoderError(TrainingError):
+    """An encoder that cannot be found, or that no classifier can be made of."""
+
+
 class DivergedError(TrainingError):
     """A loss that is no longer a number; names epoch and step."""
+
+
+class StudyError(TrainingError):
+    """A cell of the study whose system answers wrongly or whose files cannot be read."""

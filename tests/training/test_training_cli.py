@@ -126,6 +126,7 @@ def test_distil_writes_a_bundle_that_loads_and_knows_where_it_came_from(finished
     assert manifest.configuration["teacher"]["model"] == str(finished.teacher)
     assert manifest.teacher["model"] == "llama"
     assert (finished.folder / "cache" / "teachers" / manifest.teacher["key"] / "teacher.json").exists()
+    assert (finished.folder / "cache" / "runs" / f"{manifest.training['run']}.pt").exists()
     assert manifest.library_versions["torch"] == torch.__version__
     assert [set(entry) for entry in manifest.training["history"]] == [
         {"validation_loss", "validation_accuracy"},

@@ -1,0 +1,1 @@
+"""Encoders that are trained whole: classical teachers of one task, and the one encoder that is adapted to all tasks."""

@@ -1,0 +1,1 @@
+"""A search for the configuration whose student is best on validation texts."""

@@ -1,0 +1,119 @@
+"""What `qdtrain study` does: a grid into a plan, the plan's cells through a runner, what they came to into a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache as once
+from pathlib import Path
+
+from training.data import load_task
+from training.errors import ConfigError
+from training.study.archive import write_archive
+from training.study.cells import Cell, Options, data_digest
+from training.study.grid import Plan, load_grid, plan_of
+from training.study.registry import SYSTEMS, TEACHERS, setup_digest
+from training.study.report import PLAN
+from training.study.results import CellFolders
+from training.study.run import Ran, Work, run_study
+from training.study.runners import make_runner
+from training.study.workshop import NamedWorkshop
+
+_FIELDS = ("section", "system", "task", "track", "teacher", "seed")
+
+
+def run_grid(
+    grid_path: Path,
+    data: Path,
+    cache: Path,
+    final: bool = False,
+    only: Sequence[str] | None = None,
+    where: Sequence[str] = (),
+    failed: bool = False,
+    n_workers: int | None = None,
+    ray_address: str | None = None,
+    export: Path | None = None,
+) -> Iterator[Ran]:
+    """Run what is not finished of a grid, and leave plan and results for the report.
+
+    Args:
+        grid_path: TOML file of the grid.
+        data: Folder with one folder a task.
+        cache: Cells go into its folder `study`.
+        final: Also measure on the test texts.
+        only: Ids of cells to run; None for all.
+        where: `FIELD=VALUE` of the cells to run: all fields that are named have one of the values that are.
+        failed: Only cells that failed when they were last run.
+        n_workers: Processes, without Ray.
+        ray_address: Of a Ray cluster.
+        export: File for the results of all the grid's finished cells, written at the end, ctrl-C among the ends.
+
+    Raises:
+        ConfigError: If the grid is wrong, or names a system, a teacher or a cell that there is not.
+        DataError: If a task's texts cannot be learned from.
+    """
+    # Workers need not have this process's folder as theirs.
+    data, cache = data.resolve(), cache.resolve()
+    root = cache / "study"
+    grid = load_grid(grid_path)
+    tasks = {*grid.tasks, *(task for lines in grid.sections.values() for line in lines for task in line.tasks or ())}
+    plan = plan_of(grid, {task: data_digest(load_task(data / task)) for task in sorted(tasks)}, _seedless(setup_digest))
+    workshop = NamedWorkshop(SYSTEMS, TEACHERS, data, cache)
+    cells = _chosen(plan, only, where, root if failed else None)
+    workshop.check(cells)
+    runner = make_runner(root, n_workers, ray_address)
+    plan.save(root / PLAN)
+    try:
+        yield from run_study(cells, Work(workshop, root, final), runner)
+    finally:
+        if export is not None:
+            write_archive(export, plan, CellFolders(root))
+
+
+def _seedless(setup: Callable[[Cell], str]) -> Callable[[Cell], str]:
+    """Asks once for cells that differ by their seed or options."""
+    asked = once(setup)
+    return lambda cell: asked(replace(cell, seed=0, options=Options()))
+
+
+def _chosen(plan: Plan, only: Sequence[str] | None, where: Sequence[str], failed_in: Path | None) -> list[Cell]:
+    cells, known = plan.cells, {cell.id for cell in plan.cells}
+    for name in only or ():
+        if name not in known:
+            raise ConfigError(f"--cell {name}: expected the id of one of the grid's {len(known)} cells")
+    tags = _tags(plan)
+    wanted: dict[str, set[str]] = {}
+    for condition in where:
+        field = condition.partition("=")[0]
+        possible = sorted(tag for tag in set().union(*tags.values()) if tag.startswith(f"{field}="))
+        if condition not in possible:
+            raise ConfigError(
+                f"--where {condition}: expected FIELD=VALUE, "
+                + (f"one of {possible}" if possible else f"with a field of {list(_FIELDS)}")
+            )
+        wanted.setdefault(field, set()).add(condition)
+    return [
+        cell
+        for cell in cells
+        if (only is None or cell.id in only)
+        and all(tags[cell] & conditions for conditions in wanted.values())
+        and (failed_in is None or (failed_in / cell.id / "error.json").exists())
+    ]
+
+
+def _tags(plan: Plan) -> dict[Cell, set[str]]:
+    """What `--where` may say of each cell."""
+    tags = {
+        cell: {
+            f"system={cell.system}",
+            f"task={cell.task}",
+            f"track={cell.track}",
+            f"teacher={cell.teacher or 'none'}",
+            f"seed={cell.seed}",
+        }
+        for cell in plan.cells
+    }
+    for name, entries in plan.sections.items():
+        for entry in entries:
+            tags[entry.cell].add(f"section={name}")
+    return tags
