@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("docs/study/cells.json"),
         help="what `study --export` wrote (default docs/study/cells.json)",
     )
-    read.add_argument("--cache", type=Path, help="read the cells of `study` here instead, finished or not")
+    read.add_argument("--cache", type=Path, help="read the cells of the last `study` here instead, finished or not")
     report.add_argument("--out", type=Path, default=Path("docs"), help="folder of study.md and study/ (default docs)")
     report.add_argument("--split", choices=("test", "validation"), default="test", help="texts that figures are of")
     report.set_defaults(run=_report)

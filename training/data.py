@@ -15,6 +15,7 @@ from training.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_SHARES = (0.6, 0.2, 0.2)  # the paper's 6:2:2
+_SPLIT_SEED = 0  # one for all runs: what one of them selects on, no other may test on
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,10 @@ def read_texts(path: Path, labels: Sequence[str] | None = None) -> Texts:
     return _texts([(t, texts.labels[i]) for t, i in zip(texts.texts, texts.targets, strict=True)], labels, texts.source)
 
 
-def load_task(folder: Path, seed: int = 0) -> TaskData:
+def load_task(folder: Path) -> TaskData:
     """Load a task: `train.csv`, `validation.csv`, `test.csv`, or one-file-per-class texts that are split 6:2:2.
 
-    Args:
-        folder: The task's folder.
-        seed: Seed of the stratified split; used only where the folder is not split already.
+    The split of a folder is always the same, whatever the seed of a run is.
 
     Raises:
         DataError: If no split can be read, a class is seen only outside train, or is empty outside it.
@@ -153,7 +152,7 @@ def load_task(folder: Path, seed: int = 0) -> TaskData:
         for texts in rest:
             _require_every_class(texts)
         return TaskData(train, *rest)
-    return split_texts(read_class_folder(folder), seed)
+    return split_texts(read_class_folder(folder), _SPLIT_SEED)
 
 
 def split_texts(texts: Texts, seed: int) -> TaskData:

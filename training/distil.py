@@ -23,10 +23,12 @@ from tqdm import tqdm
 
 from models.circuit import Circuit
 from models.student import StudentWeights
+from training.checkpoints import read_checkpoint, save_checkpoint
 from training.circuit_torch import CircuitExpvals
 from training.config import OptimiserConfig, RunConfig
 from training.errors import DivergedError
 from training.hardware import Channel
+from training.locks import alone
 from training.losses import distillation_loss
 
 _VALIDATION_DRAWS = 16  # of a channel's shot noise for each text, so that chance does not choose the epoch
@@ -52,8 +54,8 @@ class Examples:
 class Distilled:
     """A trained student and how it got there: one entry of `history` an epoch, epoch 0 being the start.
 
-    `seconds` is what all epochs took, validation left out; None where a run of an older version is in the cache. `run`
-    names the run: its checkpoint in the cache is `<run>.pt`.
+    `seconds` is the CPU time that training took in all epochs, validation left out and threads added; None where a run
+    of an older version is in the cache. `run` names the run: its checkpoint in the cache is `<run>.pt`.
     """
 
     weights: StudentWeights
@@ -129,7 +131,8 @@ def distil(
 ) -> Distilled:
     """Train a student; the epoch with the best validation accuracy is kept.
 
-    A run that was stopped goes on from its last finished epoch; a finished run is read from the cache.
+    A run that was stopped goes on from its last finished epoch; a finished run is read from the cache. Of several
+    processes that want the same run, one trains and the others wait for it.
 
     Args:
         config: The run.
@@ -143,7 +146,8 @@ def distil(
             The epoch is chosen by the mean of both accuracies.
 
     Raises:
-        DivergedError: If the loss is no longer a number; the last finished epoch stays in the cache.
+        DivergedError: If the loss or its gradient is no longer a number; the last finished epoch stays in the cache.
+        CheckpointError: If the run's checkpoint cannot be read.
     """
     fitted = fit(partial(StudentModule, circuit), config, train, validation, cache, progress, channel)
     weights = _weights(fitted.module, fitted.mean, fitted.scale)
@@ -167,7 +171,8 @@ def fit(
         kind: What is trained, for messages; in the cache it tells the runs of other modules from the student's.
 
     Raises:
-        DivergedError: If the loss is no longer a number; the last finished epoch stays in the cache.
+        DivergedError: If the loss or its gradient is no longer a number; the last finished epoch stays in the cache.
+        CheckpointError: If the run's checkpoint cannot be read.
     """
     torch.manual_seed(config.seed)
     mean, scale = train.embeddings.mean(axis=0), train.embeddings.std(axis=0) + 1e-6
@@ -180,7 +185,6 @@ def fit(
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.averaging))  # type: ignore[no-untyped-call]
     name = f"{config.task}-{_run_key(config, train, validation, channel, kind)}"
     run = _Run(cache / f"{name}.pt", kind, model, averaged, optimiser)
-    run.resume()
 
     def validate() -> dict[str, float]:
         found = {}
@@ -197,19 +201,25 @@ def fit(
                 found[f"validation_accuracy{name}"] = float((logits.argmax(dim=1) == hard).double().mean())
         return found
 
-    if not run.history:
-        run.finish_epoch(validate())
     epochs = config.optimiser.epochs
-    bar = tqdm(total=epochs, initial=run.epoch, desc=f"{kind} {config.task}", unit="epoch", disable=not progress)
-    while run.epoch < epochs:
-        begin = time.perf_counter()
-        _set_learning_rates(optimiser, run.epoch, epochs)
-        loss = _train_epoch(model, averaged, optimiser, x, teacher, targets, config, run, channel)
-        seconds = time.perf_counter() - begin
-        run.finish_epoch({"train_loss": loss, **validate()}, seconds)
-        bar.set_postfix({k: f"{v:.4f}" for k, v in run.history[-1].items()}, refresh=False)
-        bar.update()
-    bar.close()
+    with alone(run.path.with_suffix(".lock")):
+        run.resume()
+        if not run.history:
+            run.finish_epoch(validate())
+        bar = tqdm(total=epochs, initial=run.epoch, desc=f"{kind} {config.task}", unit="epoch", disable=not progress)
+        while run.epoch < epochs:
+            begin = time.process_time()
+            _set_learning_rates(optimiser, run.epoch, epochs)
+            loss = _train_epoch(model, averaged, optimiser, x, teacher, targets, config, run, channel)
+            seconds = time.process_time() - begin
+            validated = validate()
+            # What an epoch's last step spoils, only its validation shows.
+            for metric, value in validated.items():
+                run.require_number(metric.replace("_", " "), value, f"after epoch {run.epoch + 1} of {epochs}")
+            run.finish_epoch({"train_loss": loss, **validated}, seconds)
+            bar.set_postfix({k: f"{v:.4f}" for k, v in run.history[-1].items()}, refresh=False)
+            bar.update()
+        bar.close()
     model.load_state_dict(run.best)
     return Fitted(model, mean, scale, run.history, run.best_epoch, run.seconds, name)
 
@@ -281,13 +291,25 @@ class _Run:
     def resume(self) -> None:
         if not self.path.exists():
             return
-        state = torch.load(self.path, weights_only=True)
-        self.history, self.best_epoch, self.best = state["history"], state["best_epoch"], state["best"]
-        self.seconds = state.get("seconds")  # runs of older versions did not count them
-        self._model.load_state_dict(state["model"])
-        self._averaged.load_state_dict(state["averaged"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["rng"])
+        with read_checkpoint(self.path) as state:
+            self.history, self.best_epoch, self.best = state["history"], state["best_epoch"], state["best"]
+            self.seconds = state.get("seconds")  # runs of older versions did not count them
+            self._model.load_state_dict(state["model"])
+            self._averaged.load_state_dict(state["averaged"])
+            self._optimiser.load_state_dict(state["optimiser"])
+            torch.set_rng_state(state["rng"])
+
+    def require_number(self, what: str, value: float, where: str) -> None:
+        """Stop a run that has diverged.
+
+        Raises:
+            DivergedError: If the value is none.
+        """
+        if not np.isfinite(value):
+            raise DivergedError(
+                f"the {self.kind}'s {what} is {value} {where}; "
+                f"lower the learning rates in [optimiser]; the last finished epoch is in {self.path}"
+            )
 
     def finish_epoch(self, entry: dict[str, float], seconds: float = 0.0) -> None:
         if self.seconds is not None:
@@ -307,10 +329,7 @@ class _Run:
             "optimiser": self._optimiser.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        save_checkpoint(self.path, state)
 
 
 def _train_epoch(
@@ -333,13 +352,12 @@ def _train_epoch(
         views = _views(model.expvals(batch), channel)
         losses = [distillation_loss(model.head(view), teacher[rows], targets[rows], config.loss) for view in views]
         loss = torch.stack(losses).mean()
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the {run.kind}'s loss is {loss.item()} in epoch {run.epoch + 1}, step {step} of {len(batches)}; "
-                f"lower the learning rates in [optimiser]; the last finished epoch is in {run.path}"
-            )
+        where = f"in epoch {run.epoch + 1}, step {step} of {len(batches)}"
+        run.require_number("loss", loss.item(), where)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        run.require_number("gradient of the loss", norm.item(), where)
         optimiser.step()
         averaged.update_parameters(model)
         total += loss.item() * len(rows)

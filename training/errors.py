@@ -6,6 +6,7 @@ TrainingError
 ├── PackagedFileError a model that the package registry should have brought
 ├── TeacherError     a teacher that cannot be loaded, tuned or read from the cache
 ├── EncoderError     an encoder that cannot be found, or that no classifier can be made of
+├── CheckpointError  a file that a run cannot go on from
 ├── DivergedError    a loss that is no longer a number; names epoch and step
 └── StudyError       a cell of the study whose system or files are not what they should be
 """
@@ -35,6 +36,10 @@ class TeacherError(TrainingError):
 
 class EncoderError(TrainingError):
     """An encoder that cannot be found, or that no classifier can be made of."""
+
+
+class CheckpointError(TrainingError):
+    """A file that a run cannot go on from; names it."""
 
 
 class DivergedError(TrainingError):

@@ -6,7 +6,6 @@ gradients are averaged, which makes the same teacher but for rounding and dropou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,9 +24,11 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from training.checkpoints import read_checkpoint, save_checkpoint
 from training.config import TeacherConfig
 from training.data import Texts
 from training.errors import DivergedError, TeacherError
+from training.steps import rate_share, shuffled_batches
 
 _HEADS = ("score", "classifier")  # what the families call the layer that makes logits; it is tuned whole
 _STARTED_AT_RANDOM = (*_HEADS, "pooler")  # what a folder may lack
@@ -157,15 +158,20 @@ def finetune(classifier: Classifier, train: Texts, folder: Path, progress: bool)
 
     Raises:
         DivergedError: If loss or gradient is no longer a number; the model was not updated with it.
+        CheckpointError: If the checkpoint cannot be read.
     """
     model, config, accelerator = classifier.model, classifier.config, classifier.accelerator
     tokens = classifier.tokens(train)
     parallel = accelerator.prepare_model(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-    plan = [batch for epoch in range(config.epochs) for batch in _batches(tokens, config, epoch)]
+    lengths = [len(text) for text in tokens]
+    plan = [
+        batch
+        for epoch in range(config.epochs)
+        for batch in shuffled_batches(lengths, config.batch_size, (config.seed, epoch))
+    ]
     checkpoint_steps = min(_CHECKPOINT_STEPS, len(plan) // config.epochs)
-    warmup = max(1, round(_WARMUP_SHARE * len(plan)))
     checkpoint = folder / "checkpoint.pt"
     start = _resume(checkpoint, model, optimiser)
     model.train()
@@ -178,7 +184,7 @@ def finetune(classifier: Classifier, train: Texts, folder: Path, progress: bool)
             rows, weight = _share(plan[step], accelerator)
             _seed_step(config, step, accelerator)
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * _schedule(step, warmup, len(plan))
+                group["lr"] = config.learning_rate * rate_share(step, len(plan), _WARMUP_SHARE)
             logits = _forward(parallel, classifier, [tokens[i] for i in rows])
             targets = torch.as_tensor(train.targets[rows], device=logits.device)
             loss = weight * torch.nn.functional.cross_entropy(logits, targets)
@@ -237,19 +243,6 @@ def load_trainable(model: torch.nn.Module, saved: dict[str, torch.Tensor]) -> No
         parameters[name].data.copy_(value)
 
 
-def _batches(tokens: list[list[int]], config: TeacherConfig, epoch: int) -> Iterator[np.ndarray]:
-    """Shuffled batches of texts of like length, so that little of a batch is padding."""
-    rng = np.random.default_rng([config.seed, epoch])
-    order = rng.permutation(len(tokens))
-    pool = 50 * config.batch_size
-    batches = []
-    for begin in range(0, len(order), pool):
-        chunk = order[begin : begin + pool]
-        chunk = chunk[np.argsort([len(tokens[i]) for i in chunk], kind="stable")]
-        batches += [chunk[i : i + config.batch_size] for i in range(0, len(chunk), config.batch_size)]
-    return iter([batches[i] for i in rng.permutation(len(batches))])
-
-
 def _share(rows: np.ndarray, accelerator: Accelerator) -> tuple[np.ndarray, float]:
     """This process's part of a batch, and the weight that makes the processes' mean the mean over the batch."""
     part = rows[accelerator.process_index :: accelerator.num_processes]
@@ -267,12 +260,6 @@ def _seed_step(config: TeacherConfig, step: int, accelerator: Accelerator) -> No
     if accelerator.num_processes > 1 or accelerator.device.type == "cuda":
         state = np.random.SeedSequence([config.seed, step, accelerator.process_index]).generate_state(1)
         torch.manual_seed(int(state[0]))
-
-
-def _schedule(step: int, warmup: int, total: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, total - warmup))))
 
 
 def _forward(model: torch.nn.Module, classifier: Classifier, tokens: list[list[int]]) -> torch.Tensor:
@@ -309,16 +296,14 @@ def _save_checkpoint(
         "optimiser": optimiser.state_dict(),
         "rng": rng,
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    save_checkpoint(path, state)
 
 
 def _resume(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    load_trainable(model, state["trainable"])
-    optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["rng"])
-    return int(state["step"])
+    with read_checkpoint(path) as state:
+        load_trainable(model, state["trainable"])
+        optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["rng"])
+        return int(state["step"])

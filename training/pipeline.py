@@ -69,7 +69,7 @@ class Pipeline:
             )
         if teacher is not None:
             config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": teacher})})
-        texts = load_task(data, config.seed)
+        texts = load_task(data)
         embedder = Embedder(find_embedder(config.student.embedder))
         circuit = _student_circuit(config, embedder, texts.labels)
         return cls(config, texts, embedder, circuit, teach(texts.train, config.teacher, cache / "teachers"), cache)

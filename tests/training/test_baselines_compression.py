@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
-from training.baselines import loop
 from training.baselines.batches import Batch, Tokens
 from training.baselines.distilbert import DistilBERT, cosine_loss, soft_loss
 from training.baselines.loop import LoopConfig, autocast, checkpoint_path, predict, train
@@ -28,8 +27,6 @@ from training.baselines.teaching import said, teacher_states
 from training.baselines.tinybert import TinyBERT, attention_scores, masked_mse, prediction_loss, transfer_loss
 from training.baselines.transformer import (
     Classifier,
-    EncoderError,
-    FineTuned,
     States,
     TunedTeacher,
     cut_classifier,
@@ -37,7 +34,8 @@ from training.baselines.transformer import (
     states,
 )
 from training.data import TaskData, Texts
-from training.errors import DivergedError, TeacherError
+from training.errors import CheckpointError, DivergedError, EncoderError, TeacherError
+from training.steps import rate_share
 from training.study.system import Lesson, Outcome, Soft, System
 
 torch.set_num_threads(1)
@@ -100,8 +98,20 @@ def systems(encoder: Path, teacher: Classifier, config: LoopConfig) -> dict[str,
         "minillm": MiniLLM(encoder, layers=(1, 3), config=config, progress=False),
         "distilbert": DistilBERT(**copies, layers=(1, 3)),
         "pkd": PKD(**copies, layers=(1, 3)),
-        "fine-tuned": FineTuned(encoder, config, progress=False),
+        "fine-tuned": FineTuned(encoder, config),
     }
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The whole encoder on the labels, as a system."""
+
+    encoder: Path
+    config: LoopConfig
+    name: str = "MiniLM, fine-tuned"
+
+    def learn(self, lesson: Lesson) -> Outcome:
+        return fine_tune(self.encoder, lesson, self.config, progress=False)[1]
 
 
 KINDS = ("tinybert", "minillm", "distilbert", "pkd", "fine-tuned")
@@ -337,7 +347,7 @@ def test_an_epoch_shows_every_text_once_in_batches_of_like_length() -> None:
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_as_a_cosine_to_zero() -> None:
-    shares = [loop._schedule(step, 100, 0.1) for step in range(101)]
+    shares = [rate_share(step, 100, 0.1) for step in range(101)]
     np.testing.assert_allclose(shares[:10], np.arange(1, 11) / 10)
     assert shares[10] == 1
     assert shares[55] == pytest.approx(0.5)
@@ -386,6 +396,15 @@ def test_loss_that_is_no_number_at_once_leaves_no_checkpoint(tmp_path: Path) -> 
     with pytest.raises(DivergedError, match=r"in epoch 1 of 4, step 1 of 8.*no epoch was finished"):
         run_bag(tmp_path / "bag.pt", spoil=lambda loss, step: loss * torch.inf)
     assert list(tmp_path.glob("bag.p*")) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a file"])
+def test_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bag.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{path}: expected the checkpoint of a run, .*; delete it"):
+        run_bag(path)
+    assert path.read_bytes() == content
 
 
 def test_step_that_spoils_the_weights_stops_before_its_epoch_is_kept(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_split_mixes_the_classes(split: Callable[..., TaskData]) -> None:
 def test_task_with_three_csv_files_keeps_them_as_they_are(tmp_path: Path) -> None:
     parts = {"validation": [("v", "sad"), ("w", "glad")], "test": [("t", "glad"), ("u", "sad")]}
     folder = write_task(tmp_path / "task", **parts)
-    task = load_task(folder, seed=5)
+    task = load_task(folder)
     assert rows_of(task.train) == ROWS
     assert (rows_of(task.validation), rows_of(task.test)) == (parts["validation"], parts["test"])
     assert task.labels == task.validation.labels == task.test.labels == ("glad", "sad")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from training import distil as distil_module
 from training.circuit_torch import CircuitExpvals
 from training.config import RunConfig
 from training.distil import Distilled, Examples, StudentModule, distil, start_linear
-from training.errors import DivergedError
+from training.errors import CheckpointError, DivergedError
 from training.hardware import Channel
 from training.losses import distillation_loss
 
@@ -335,6 +336,61 @@ def test_diverging_run_leaves_its_last_finished_epoch_in_the_named_file(
 def test_steps_that_overflow_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"loss is nan in epoch 1, step [2-6] of 6; lower the learning rates"):
         run(run_config(reducer_learning_rate=1e37), tmp_path)
+
+
+def test_gradient_that_is_no_number_is_refused_before_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steep(*arguments: Any) -> torch.Tensor:
+        loss = distillation_loss(*arguments)
+        # The root's slope at 0 is infinite, and infinity times 0 no number; its value is one.
+        return loss + torch.sqrt(loss * 0)
+
+    monkeypatch.setattr(distil_module, "distillation_loss", steep)
+    with pytest.raises(DivergedError, match=r"the student's gradient of the loss is nan in epoch 1, step 1 of 6"):
+        run(run_config(), tmp_path)
+
+
+def test_step_that_spoils_the_weights_stops_before_its_epoch_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = torch.optim.AdamW.step, iter(range(100))
+
+    def spoil_the_sixth(optimiser: torch.optim.AdamW) -> None:
+        step(optimiser)
+        if next(steps) == 5:
+            optimiser.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil_the_sixth)
+    with pytest.raises(DivergedError, match=r"student's validation loss is nan after epoch 1 of 3; lower.*toy-.*\.pt"):
+        run(run_config(), tmp_path)
+    (state,) = (torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt"))
+    assert len(state["history"]) == 1
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a file"])
+def test_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    first = run(run_config(epochs=1), tmp_path)
+    path = tmp_path / f"{first.run}.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{path}: expected the checkpoint of a run, .*; delete it"):
+        run(run_config(epochs=1), tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_of_two_that_want_one_run_one_trains_and_the_other_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        steps.append(arguments)
+        return distillation_loss(*arguments)
+
+    monkeypatch.setattr(distil_module, "distillation_loss", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: run(run_config(), tmp_path), range(2))
+    assert_same_weights(first.weights, second.weights)
+    assert len(steps) == 1 + 3 * 7
 
 
 def test_module_counts_the_parameters_of_table_3() -> None:

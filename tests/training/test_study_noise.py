@@ -29,7 +29,6 @@ from training.study.noise import (
     NoisyStudent,
     channel_for_training,
     draw_raw,
-    noise_table,
     noisy_student,
     readout_errors,
     relaxation_limit,
@@ -37,6 +36,7 @@ from training.study.noise import (
 from training.study.noisy_circuit import compile_on_chip
 from training.study.results import Result, Split
 from training.study.student import Features, StudentSystem
+from training.study.tables import noise_table
 
 PRESETS = ("chain", "paper", "released")
 

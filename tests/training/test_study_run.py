@@ -122,7 +122,7 @@ def test_facts_that_json_cannot_hold_fail_the_cell_and_leave_no_half_of_it(root:
             return type("System", (), {"name": "odd", "learn": lambda self, lesson: outcome})()
 
     assert run_cell(other, Odd(root.parent), root).message.startswith("TypeError")
-    assert sorted(p.name for p in root.iterdir()) == sorted([one.id, other.id])
+    assert sorted(p.name for p in root.iterdir()) == sorted([".locks", one.id, other.id])
 
 
 def test_failed_cell_is_run_again_and_its_error_goes(root: Path) -> None:
@@ -144,7 +144,7 @@ def test_ctrl_c_leaves_finished_cells_and_nothing_of_the_one_it_stopped(root: Pa
     root.parent.mkdir(exist_ok=True)
     with pytest.raises(KeyboardInterrupt):
         list(run_study(cells, Work(FakeWorkshop(root.parent), root, final=False), Sequential()))
-    assert [path.name for path in root.iterdir()] == [cells[0].id]
+    assert sorted(path.name for path in root.iterdir()) == [".locks", cells[0].id]
 
 
 def test_final_run_that_fails_leaves_the_earlier_result(root: Path) -> None:

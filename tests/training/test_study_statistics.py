@@ -61,15 +61,17 @@ def test_mcnemar_takes_many_texts() -> None:
 def test_systems_on_other_texts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shapes \(3,\) and \(4,\)"):
         mcnemar(right(3), right(4))
-    with pytest.raises(ValueError, match=r"shapes \(0,\)"):
-        bootstrap_difference(right(0), right(0), seed=0)
+    with pytest.raises(ValueError, match=r"shapes \(3,\)"):
+        bootstrap_difference(right(3), right(3), seed=0)
+    with pytest.raises(ValueError, match=r"shapes \(1, 3\) and \(1, 4\)"):
+        bootstrap_difference(right(3)[None], right(4)[None], seed=0)
 
 
 def test_bootstrap_interval_is_the_normal_one_for_many_texts() -> None:
     rng = np.random.default_rng(1)
     first, second = rng.random(2000) < 0.8, rng.random(2000) < 0.75
     differences = first.astype(float) - second
-    found = bootstrap_difference(first, second, seed=2)
+    found = bootstrap_difference(first[None], second[None], seed=2)
     half = 1.96 * differences.std() / sqrt(2000)
     assert found.mean == pytest.approx(differences.mean())
     assert found.low == pytest.approx(found.mean - half, abs=0.1 * half)
@@ -79,20 +81,29 @@ def test_bootstrap_interval_is_the_normal_one_for_many_texts() -> None:
 def test_bootstrap_is_paired() -> None:
     # The same texts wrong: drawn apart, the difference would vary by about 0.1.
     first = np.arange(50) % 2 == 0
-    found = bootstrap_difference(first, first, seed=0)
+    found = bootstrap_difference(first[None], first[None], seed=0)
     assert (found.mean, found.low, found.high) == (0, 0, 0)
     assert not found.certain
 
 
 def test_bootstrap_follows_its_seed() -> None:
     rng = np.random.default_rng(3)
-    first, second = rng.random(300), rng.random(300)
+    first, second = rng.random((2, 300)) < 0.8, rng.random((3, 300)) < 0.7
     assert bootstrap_difference(first, second, seed=0) == bootstrap_difference(first, second, seed=0)
     assert bootstrap_difference(first, second, seed=0) != bootstrap_difference(first, second, seed=1)
 
 
 @pytest.mark.parametrize(("n", "certain"), [(40, True), (1, False)])
 def test_difference_is_certain_once_the_interval_leaves_zero_out(n: int, certain: bool) -> None:
-    first = right(100, *range(n))
-    assert bootstrap_difference(first, right(100), seed=0).certain is certain
-    assert bootstrap_difference(right(100), first, seed=0).certain is certain
+    first, second = right(100, *range(n))[None], right(100)[None]
+    assert bootstrap_difference(first, second, seed=0).certain is certain
+    assert bootstrap_difference(second, first, seed=0).certain is certain
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    rng = np.random.default_rng(4)
+    other = rng.random((5, 400)) < 0.7
+    alike = np.tile(rng.random(400) < 0.75, (5, 1))
+    apart = np.stack([rng.random(400) < share for share in (0.55, 0.65, 0.75, 0.85, 0.95)])
+    calm, wide = (bootstrap_difference(first, other, seed=0) for first in (alike, apart))
+    assert wide.high - wide.low > 1.5 * (calm.high - calm.low)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-_POOL_BATCHES = 50  # shuffled texts that are sorted by length together
+from training.steps import shuffled_batches, split_rows
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,8 @@ class Tokens:
 
     def shuffled(self, batch_size: int, seed: Sequence[int]) -> list[np.ndarray]:
         """Rows of one epoch's batches: texts of like length together, in an order that the seed decides."""
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(len(self.ids))
-        pool = _POOL_BATCHES * batch_size
-        batches: list[np.ndarray] = []
-        for begin in range(0, len(order), pool):
-            chunk = order[begin : begin + pool]
-            chunk = chunk[np.argsort([len(self.ids[i]) for i in chunk], kind="stable")]
-            batches += _split(chunk, batch_size)
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return shuffled_batches([len(ids) for ids in self.ids], batch_size, seed)
 
     def by_length(self, batch_size: int) -> Iterator[np.ndarray]:
         """Rows of batches that hold every text once, shortest first."""
-        yield from _split(np.argsort([len(ids) for ids in self.ids], kind="stable"), batch_size)
-
-
-def _split(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        yield from split_rows(np.argsort([len(ids) for ids in self.ids], kind="stable"), batch_size)

@@ -20,8 +20,10 @@ import torch
 from tqdm import tqdm
 
 from training.baselines.batches import Batch, Tokens
+from training.checkpoints import read_checkpoint, save_checkpoint
 from training.errors import DivergedError
-from training.study.locks import alone
+from training.locks import alone
+from training.steps import rate_share
 from training.study.system import Lesson
 
 Precision = Literal["fp32", "bf16"]
@@ -61,7 +63,10 @@ Loss = Callable[[Batch], torch.Tensor]
 
 @dataclass(frozen=True)
 class History:
-    """What happened in each epoch: `train_loss`, `validation_accuracy`, `validation_loss`, `seconds` of training."""
+    """What happened in each epoch: `train_loss`, `validation_accuracy`, `validation_loss`, `seconds` of training.
+
+    The seconds are the process's CPU time, all threads added: what else the machine does leaves them as they are.
+    """
 
     epochs: list[dict[str, float]]
 
@@ -80,7 +85,7 @@ class History:
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Mean training time, validation left out."""
+        """Mean CPU time of training, validation left out."""
         return sum(entry["seconds"] for entry in self.epochs) / len(self.epochs)
 
 
@@ -119,6 +124,7 @@ def train(
 
     Raises:
         DivergedError: If a loss or its gradient is no number; the last finished epoch stays in `checkpoint`.
+        CheckpointError: If `checkpoint` cannot be read.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     # Fused: one pass over weights and moments, where the word vectors alone are 12 million.
@@ -272,13 +278,13 @@ class _Run:
     def resume(self) -> None:
         if not self._path.exists():
             return
-        state = torch.load(self._path, weights_only=True)
-        self.history, self.kept = History(state["epochs"]), state["kept"]
-        if "model" in state:
-            self._model.load_state_dict(state["model"])
-            self._optimiser.load_state_dict(state["optimiser"])
-            self._average.load(state["average"])
-            torch.set_rng_state(state["rng"])
+        with read_checkpoint(self._path) as state:
+            self.history, self.kept = History(state["epochs"]), state["kept"]
+            if "model" in state:
+                self._model.load_state_dict(state["model"])
+                self._optimiser.load_state_dict(state["optimiser"])
+                self._average.load(state["average"])
+                torch.set_rng_state(state["rng"])
 
     def finish_epoch(self, entry: dict[str, float], learned: dict[str, torch.Tensor]) -> None:
         self.history.epochs.append(entry)
@@ -293,10 +299,7 @@ class _Run:
                 "average": self._average.to_state(),
                 "rng": torch.get_rng_state(),
             }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._path)
+        save_checkpoint(self._path, state)
 
 
 def _train_epoch(
@@ -311,12 +314,12 @@ def _train_epoch(
     name: str,
     bar: Any,
 ) -> dict[str, float]:
-    epoch, begun, losses = run.finished, time.perf_counter(), 0.0
+    epoch, begun, losses = run.finished, time.process_time(), 0.0
     batches = texts.shuffled(config.batch_size, (seed, epoch))
     total = config.epochs * len(batches)
     model.train()
     for step, rows in enumerate(batches):
-        rate = config.learning_rate * _schedule(epoch * len(batches) + step, total, config.warmup_share)
+        rate = config.learning_rate * rate_share(epoch * len(batches) + step, total, config.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = rate
         with autocast(config.precision):
@@ -335,7 +338,7 @@ def _train_epoch(
         average.update()
         losses += value.item() * len(rows)
         bar.update()
-    return {"train_loss": losses / len(texts.ids), "seconds": time.perf_counter() - begun}
+    return {"train_loss": losses / len(texts.ids), "seconds": time.process_time() - begun}
 
 
 def _validate(model: torch.nn.Module, forward: Forward, validation: Tokens, batch_size: int) -> dict[str, float]:
@@ -345,10 +348,3 @@ def _validate(model: torch.nn.Module, forward: Forward, validation: Tokens, batc
         "validation_accuracy": float((logits.argmax(axis=1) == validation.targets).mean()),
         "validation_loss": torch.nn.functional.cross_entropy(torch.tensor(logits), targets).item(),
     }
-
-
-def _schedule(step: int, total: int, warmup_share: float) -> float:
-    warmup = max(1, round(warmup_share * total))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, total - warmup))))

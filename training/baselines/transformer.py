@@ -24,7 +24,7 @@ from training.baselines.batches import Batch, Tokens
 from training.baselines.loop import History, Keep, LoopConfig, Loss, checkpoint_path, predict, weights_sha256
 from training.baselines.loop import train as run_loop
 from training.data import Texts
-from training.errors import TrainingError
+from training.errors import EncoderError
 from training.export import MINILM_PACKAGE, MINILM_SHA256
 from training.packages import packaged_file
 from training.study.system import Lesson, Outcome
@@ -33,10 +33,6 @@ FINE_TUNING = LoopConfig(epochs=3, learning_rate=5e-5, precision="bf16")
 """How a whole encoder is fine-tuned."""
 CUT = LoopConfig(epochs=3, learning_rate=1e-4, precision="bf16")
 """How cut layers are trained: faster, for they no longer fit each other."""
-
-
-class EncoderError(TrainingError):
-    """An encoder that no classifier can be cut from."""
 
 
 @dataclass(frozen=True)
@@ -205,23 +201,6 @@ def cross_entropy_of(student: Classifier) -> Loss:
     return loss
 
 
-@dataclass
-class FineTuned:
-    """The whole encoder trained on the labels: a classical teacher, and the one whose states the methods copy.
-
-    Args:
-        encoder: Hugging Face folder of a BERT; `minilm_folder()` for MiniLM.
-    """
-
-    encoder: Path
-    config: LoopConfig = FINE_TUNING
-    progress: bool = True
-    name: str = "MiniLM, fine-tuned"
-
-    def learn(self, lesson: Lesson) -> Outcome:
-        return fine_tune(self.encoder, lesson, self.config, self.progress, self.name)[1]
-
-
 def fine_tune(
     encoder: Path,
     lesson: Lesson,
@@ -247,7 +226,7 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class TunedTeacher:
-    """Finds a lesson's teacher: `fine_tune` once a task, then read from the lesson's cache.
+    """Finds a lesson's teacher: `fine_tune` once a task, on all its texts, then read from the lesson's cache.
 
     Safe where cells run side by side: the loop lets one process train while the others wait.
 
@@ -262,4 +241,5 @@ class TunedTeacher:
     progress: bool = True
 
     def __call__(self, lesson: Lesson) -> PreTrainedModel:
-        return fine_tune(self.encoder, replace(lesson, seed=self.seed), self.config, self.progress)[0].model
+        whole = replace(lesson, data=lesson.whole or lesson.data, seed=self.seed)
+        return fine_tune(self.encoder, whole, self.config, self.progress)[0].model

@@ -60,6 +60,7 @@ class Adaptation:
         if config.teacher not in self.teachers:
             raise ConfigError(f"teacher {config.teacher!r}: expected one of {sorted(self.teachers)}")
         ask = self.teachers[config.teacher]
+        folder = find_encoder(config.encoder.source, self.cache)  # before the teachers, which may take hours
         tasks = {task: load_task(self.data / task) for task in config.repeats}
         subjects = {
             task: Subject(data, ask(task, data, self.cache), config.repeats[task]) for task, data in tasks.items()
@@ -67,7 +68,6 @@ class Adaptation:
         if (generated := config.generated) is not None:
             data = generated_task(tasks[generated.tweets], tasks[generated.hiding], generated.n_written, generated.seed)
             subjects[GENERATED] = Subject(data, None, generated.repeats)
-        folder = find_encoder(config.encoder.source, self.cache)
         reader, history = learn(
             folder,
             config.encoder,

@@ -40,7 +40,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class JointTask:
     """The texts of all tasks in one row of classes: a task's first class follows the last one of the task before.
 
     Attributes:
@@ -84,15 +84,16 @@ def learn(
     Raises:
         EncoderError: If the folder holds no encoder that fits.
         DivergedError: If the loss is no number; the last finished epoch stays in the cache.
+        CheckpointError: If the run's checkpoint cannot be read.
     """
     reader = open_encoder(folder, config, {task: len(subject.data.labels) for task, subject in subjects.items()})
-    lesson = _lesson(reader, subjects)
+    joint = _join(reader, subjects)
     model = reader.model
 
     def forward(batch: Batch) -> torch.Tensor:
         pooled = model.pooled(batch)
-        logits = pooled.new_full((len(batch.rows), lesson.soft.shape[1]), _OTHER_TASKS)
-        for task, (first, end) in lesson.blocks.items():
+        logits = pooled.new_full((len(batch.rows), joint.soft.shape[1]), _OTHER_TASKS)
+        for task, (first, end) in joint.blocks.items():
             rows = _members(batch, first, end)
             logits[rows, first:end] = model.logits(task, pooled[rows])
         return logits
@@ -100,7 +101,7 @@ def learn(
     def loss(batch: Batch) -> torch.Tensor:
         pooled = model.pooled(batch)
         total = pooled.new_zeros(())
-        for task, (first, end) in lesson.blocks.items():
+        for task, (first, end) in joint.blocks.items():
             rows = _members(batch, first, end)
             if len(rows) == 0:
                 continue
@@ -108,7 +109,7 @@ def learn(
             targets = batch.targets[rows] - first
             mean = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
             if subjects[task].soft is not None:
-                taught = lesson.soft[batch.rows[rows], first:end]
+                taught = joint.soft[batch.rows[rows], first:end]
                 log_f, log_q = ((z / temperature).log_softmax(dim=1) for z in (taught, logits))
                 mean = guidance * mean + (1 - guidance) * temperature**2 * kl_divergence(log_f, log_q)
             total = total + len(rows) * mean
@@ -116,7 +117,7 @@ def learn(
 
     checkpoint = cache / f"{name}-{_key(folder, config, subjects, guidance, temperature)}.pt"
     history = train(
-        model, forward, loss, lesson.texts, lesson.validation, config.loop, config.seed, checkpoint, name,
+        model, forward, loss, joint.texts, joint.validation, config.loop, config.seed, checkpoint, name,
         progress=progress,
     )  # fmt: skip
     return reader, history
@@ -126,7 +127,7 @@ def _members(batch: Batch, first: int, end: int) -> torch.Tensor:
     return torch.nonzero((batch.targets >= first) & (batch.targets < end))[:, 0]
 
 
-def _lesson(reader: Reader, subjects: Mapping[str, Subject]) -> Lesson:
+def _join(reader: Reader, subjects: Mapping[str, Subject]) -> JointTask:
     n_classes = sum(len(subject.data.labels) for subject in subjects.values())
     ids: list[list[int]] = []
     validation_ids: list[list[int]] = []
@@ -145,7 +146,7 @@ def _lesson(reader: Reader, subjects: Mapping[str, Subject]) -> Lesson:
         validation_targets.append(validation.targets + first)
         blocks[task] = (first, end)
         first = end
-    return Lesson(
+    return JointTask(
         Tokens(ids, np.concatenate(targets), train_texts.pad_id),
         Tokens(validation_ids, np.concatenate(validation_targets), train_texts.pad_id),
         torch.tensor(np.concatenate(soft)),

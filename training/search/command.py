@@ -66,6 +66,8 @@ def run(options: argparse.Namespace, teachers: Mapping[str, AskTeacher] | None =
     for option in ("trials", "seeds"):
         if getattr(options, option) < 1:
             raise ConfigError(f"--{option} {getattr(options, option)}: expected at least 1")
+    if options.seconds is not None and not options.seconds > 0:
+        raise ConfigError(f"--seconds {options.seconds}: expected more than 0")
     base = load_config(options.config)
     space = load_space(options.space, base)
     hashes = embedders(space, base)
@@ -76,7 +78,7 @@ def run(options: argparse.Namespace, teachers: Mapping[str, AskTeacher] | None =
     name = options.name or re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{base.task}-{teacher}")
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name {name}: expected letters, digits and . _ + - alone")
-    data = load_task(options.data, base.seed)
+    data = load_task(options.data)
     soft = known[teacher](base.task, data, options.cache)
     about = {
         "teacher": teacher,

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from training.config import RunConfig
 from training.errors import ConfigError, DivergedError, StudyError
+from training.locks import alone
 from training.search.results import SearchResult, Status, Trial
 from training.search.space import Space, configure
-from training.study.locks import alone
 
 
 @dataclass(frozen=True)

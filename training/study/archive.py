@@ -2,9 +2,10 @@
 
     {"schema": 1, "plan": ..., "cells": {id: result}}
 
-A result is that of result.json without what no table reads; for each split it was measured on, `correct` has a bit a
-text, 1 where it was classified as it should be, in the texts' order, the first text being the highest bit of the first
-byte, written in hexadecimal. A cell that failed has `failure` in place of all that. Neither texts nor logits are kept.
+A result is that of result.json without what no table reads: of the hashes of texts there is that of the training texts,
+which says what a cell learned from. For each split it was measured on, `correct` has a bit a text, 1 where it was
+classified as it should be, in the texts' order, the first text being the highest bit of the first byte, written in
+hexadecimal. A cell that failed has `failure` in place of all that. Neither texts nor logits are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from training.study.grid import Plan
 from training.study.results import FIELDS, CellFolders, Result, Split
 
 SCHEMA = 1
-_KEPT = ("n_trainable", "n_total", "epochs", "distil_seconds", "inference_us", "facts", "started", "ended")
+_KEPT = (
+    "n_trainable",
+    "n_total",
+    "epochs",
+    "distil_seconds",
+    "inference_us",
+    "facts",
+    "teacher_sha256",
+    "started",
+    "ended",
+)
 
 
 def write_archive(path: Path, plan: Plan, results: CellFolders) -> None:
@@ -53,27 +64,40 @@ class Archive:
     @property
     def plan(self) -> Plan:
         found = self._read["plan"]
-        sections = {
-            name: [{"row": row, "cell": found["cells"][number]} for row, number in entries]
-            for name, entries in found["sections"].items()
-        }
-        return Plan.from_json({**found, "sections": sections})
+        try:
+            sections = {
+                name: [{"row": row, "cell": found["cells"][number]} for row, number in entries]
+                for name, entries in found["sections"].items()
+            }
+            return Plan.from_json({**found, "sections": sections})
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
+            raise StudyError(f"{self.path}: expected the plan of a study, found {exc!r}") from exc
 
     def get(self, cell: Cell, split: Split) -> Result | None:
-        entry = self._read["cells"].get(cell.id)
-        if entry is None or split not in entry.get("metrics", {}):
+        entry = self._read["cells"].get(cell.id, {})
+        if not isinstance(entry, dict) or not isinstance(entry.get("metrics", {}), dict):
+            raise StudyError(
+                f"{self.path}: cell {cell.id}: expected a result with metrics by split, found {entry!r:.80}"
+            )
+        if split not in entry.get("metrics", {}):
             return None
         if not entry.keys() >= FIELDS:
             raise StudyError(f"{self.path}: cell {cell.id}: expected {sorted(FIELDS)}, found {sorted(entry)}")
 
         def correct(split: Split) -> np.ndarray:
-            bits = np.frombuffer(bytes.fromhex(entry["correct"][split]), dtype=np.uint8)
-            return np.unpackbits(bits, count=entry["metrics"][split]["n"]).astype(bool)
+            try:
+                n, packed = entry["metrics"][split]["n"], bytes.fromhex(entry["correct"][split])
+                if len(packed) != (n + 7) // 8:
+                    raise ValueError(f"{8 * len(packed)} bits for {n} texts")
+            except (ValueError, KeyError, TypeError) as exc:
+                raise StudyError(f"{self.path}: cell {cell.id}: expected a bit a {split} text, found {exc!r}") from exc
+            return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n).astype(bool)
 
         return Result(cell, entry, correct)
 
     def failure(self, cell: Cell) -> str | None:
-        failure: str | None = self._read["cells"].get(cell.id, {}).get("failure")
+        entry = self._read["cells"].get(cell.id, {})
+        failure: str | None = entry.get("failure") if isinstance(entry, dict) else None
         return failure
 
     @cached_property
@@ -84,7 +108,12 @@ class Archive:
             raise StudyError(f"{self.path}: no such file; expected what `qdtrain study --export` writes") from exc
         except ValueError as exc:
             raise StudyError(f"{self.path}: expected what `qdtrain study --export` writes, found {exc}") from exc
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA or not found.keys() >= {"plan", "cells"}:
+        if (
+            not isinstance(found, dict)
+            or found.get("schema") != SCHEMA
+            or not isinstance(found.get("plan"), dict)
+            or not isinstance(found.get("cells"), dict)
+        ):
             raise StudyError(f"{self.path}: expected an archive of schema {SCHEMA}, with a plan and cells")
         return found
 
@@ -98,6 +127,8 @@ def _entry(cell: Cell, results: CellFolders) -> dict[str, Any] | None:
     if result is not None:
         entry |= {name: result.found[name] for name in _KEPT if name in result.found}
         entry["metrics"] = result.found["metrics"]
+        if "data_sha256" in result.found:
+            entry["data_sha256"] = {"train": result.found["data_sha256"]["train"]}
         entry["correct"] = {split: np.packbits(result.correct(split)).tobytes().hex() for split in result.splits}
     return entry or None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from errno import EISDIR
 from functools import cache as once
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from training.data import load_task
 from training.errors import ConfigError
@@ -36,6 +38,9 @@ def run_grid(
 ) -> Iterator[Ran]:
     """Run what is not finished of a grid, and leave plan and results for the report.
 
+    A cache has one plan, the last grid's: a report of the cache is of that one. To report on several grids that share a
+    cache, export each.
+
     Args:
         grid_path: TOML file of the grid.
         data: Folder with one folder a task.
@@ -49,15 +54,18 @@ def run_grid(
         export: File for the results of all the grid's finished cells, written at the end, ctrl-C among the ends.
 
     Raises:
-        ConfigError: If the grid is wrong, or names a system, a teacher or a cell that there is not.
+        ConfigError: If the grid is wrong, or names a system, a teacher or a cell that there is not, or `export` cannot
+            be written.
         DataError: If a task's texts cannot be learned from.
     """
     # Workers need not have this process's folder as theirs.
     data, cache = data.resolve(), cache.resolve()
     root = cache / "study"
     grid = load_grid(grid_path)
-    tasks = {*grid.tasks, *(task for lines in grid.sections.values() for line in lines for task in line.tasks or ())}
-    plan = plan_of(grid, {task: data_digest(load_task(data / task)) for task in sorted(tasks)}, _seedless(setup_digest))
+    if export is not None:
+        _require_writable(export)  # a study takes days, and this is written at its end
+    digests = {task: data_digest(load_task(data / task)) for task in sorted(grid.tasks)}
+    plan = plan_of(grid, digests, _seedless(setup_digest))
     workshop = NamedWorkshop(SYSTEMS, TEACHERS, data, cache)
     cells = _chosen(plan, only, where, root if failed else None)
     workshop.check(cells)
@@ -68,6 +76,17 @@ def run_grid(
     finally:
         if export is not None:
             write_archive(export, plan, CellFolders(root))
+
+
+def _require_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "is a folder")
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-"):
+            pass
+    except OSError as exc:
+        raise ConfigError(f"--export {path}: expected a file that can be written ({exc.strerror})") from exc
 
 
 def _seedless(setup: Callable[[Cell], str]) -> Callable[[Cell], str]:

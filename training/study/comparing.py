@@ -12,6 +12,7 @@ from training.study.grid import Plan
 from training.study.results import Results, Split
 from training.study.statistics import Difference, McNemar, bootstrap_difference, mcnemar
 from training.study.tables import Cells, Group, Table, group
+from training.study.workshop import N_TRAIN
 
 BEHIND, UNCERTAIN = " †", " ‡"
 _SEED = 0  # of the bootstrap
@@ -22,7 +23,7 @@ class Comparison:
     """A student and another system on the same texts of one task.
 
     Attributes:
-        difference: Student minus other, each averaged over its own seeds.
+        difference: Student minus other in accuracy, each averaged over its own seeds.
         test: Of single predictions, those of the lowest seed that both have.
         seed: That seed.
     """
@@ -50,7 +51,7 @@ def compare(student: Group, other: Group) -> Comparison | None:
     if not common:
         return None
     # A control that draws nothing has one run, which stands for all its seeds.
-    ours, theirs = (np.mean(list(found.values()), axis=0) for found in (first, second))
+    ours, theirs = (np.array(list(found.values())) for found in (first, second))
     seed = min(common)
     return Comparison(
         student, other, bootstrap_difference(ours, theirs, _SEED), mcnemar(first[seed], second[seed]), seed
@@ -58,14 +59,31 @@ def compare(student: Group, other: Group) -> Comparison | None:
 
 
 def comparisons(plan: Plan, task: str, results: Results, split: Split) -> list[Comparison]:
-    """Every student of the main section with what is on its features, and with what has none; then with each other."""
+    """Every student of the main section with what is on its features, and with what has none; then with each other.
+
+    Systems that learned from different numbers of texts are not held against each other.
+    """
     groups = [g for g in group(plan.entries("main", task), results, split) if g.results]
     students = [g for g in groups if g.first.system in plan.students]
     others = [g for g in groups if g.first.system not in plan.students]
     pairs = [(s, o) for s in students for o in others if o.first.track in (s.first.track, "end-to-end")]
     pairs += [(second, first) for first, second in combinations(students, 2)]
-    found = (compare(student, other) for student, other in pairs)
+    found = (compare(student, other) for student, other in pairs if as_many_texts(student, other))
     return [comparison for comparison in found if comparison is not None]
+
+
+def as_many_texts(first: Group, second: Group) -> bool:
+    """Whether both learned from the same number of training texts, or from the very same ones.
+
+    `n_train` may be all texts of a task: the hash of what a cell learned from says so.
+    """
+    if first.first.options.get(N_TRAIN) == second.first.options.get(N_TRAIN):
+        return True
+    ours, theirs = (
+        {result.found.get("data_sha256", {}).get("train") for result in found.results} - {None}
+        for found in (first, second)
+    )
+    return not ours.isdisjoint(theirs)
 
 
 def marks(found: list[Comparison], controls: tuple[str, ...]) -> dict[Cells, str]:
@@ -92,7 +110,7 @@ def notes(found: list[Comparison], controls: tuple[str, ...]) -> list[str]:
         mark = (BEHIND if difference.mean <= 0 else UNCERTAIN).strip()
         lines.append(
             f"{mark} {name(comparison.student)} {said} the control {name(comparison.other)}: "
-            f"difference {_interval(difference)}, {_p(comparison.test)}."
+            f"difference {_interval(difference)}; McNemar, seed {comparison.seed}: {_p(comparison.test)}."
         )
     return lines
 

@@ -7,6 +7,7 @@ loop (`training.distil.fit`): same loss, teacher, start, optimiser, noise on fea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,9 @@ class LogisticRegressionControl:
         """Fit; there are no epochs and no loss that could diverge."""
         features = Features.of(self.config.student, lesson)
         train, validation = examples(without_teacher(lesson), features)
+        begin = time.process_time()
         control = fit_control((train.embeddings, train.targets), (validation.embeddings, validation.targets))
+        seconds = time.process_time() - begin  # of the fits alone, as the others' epochs are without the embedding
 
         def classify(embeddings: np.ndarray) -> np.ndarray:
             decision = np.asarray(control.model.decision_function((embeddings - control.mean) / control.scale))
@@ -58,7 +61,7 @@ class LogisticRegressionControl:
             LearnedOnFeatures(features, classify),
             n_trainable,
             n_trainable + features.n_parameters,
-            facts={"penalty": float(control.model.C)},
+            facts={"penalty": float(control.model.C), "seconds_per_epoch": seconds, **features.facts},
         )
 
 
@@ -202,7 +205,7 @@ def _learn(
         n_trainable,
         n_trainable + features.n_parameters,
         validation_accuracies(fitted.history),
-        {"kind": kind, **run_facts(fitted.history, fitted.best_epoch, fitted.seconds)},
+        {"kind": kind, **features.facts, **run_facts(fitted.history, fitted.best_epoch, fitted.seconds)},
     )
 
 

@@ -6,6 +6,7 @@ of some repeats: what else the machine does adds to a time and takes nothing fro
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from models.circuit import Circuit, student_circuit, trainable_parameters
 from models.engines.compiled import MAX_QUBITS, CompiledEngine, MultilinearTensor, compile_circuit
 from models.engines.mindquantum import MindQuantumEngine
 from training.circuit_torch import CircuitExpvals
+from training.errors import StudyError
 from training.study.tables import Table
 
 QUBITS = tuple(range(2, 15))
@@ -150,6 +152,23 @@ def _seconds(function: Callable[[], object], calls: int) -> float:
     for _ in range(calls):
         function()
     return (time.process_time() - begin) / calls
+
+
+def read_cost(path: Path) -> dict[str, Any]:
+    """The figures that `measure_cost` gave.
+
+    Raises:
+        StudyError: If the file has none; names it.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rows = found["rows"]
+        lacking = {name for row in rows for name in (*_NAMES, "preset", "n_qubits", "parameters") if name not in row}
+        if lacking or not {"circuit", "method"} <= found.keys():
+            raise KeyError(*sorted(lacking))
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise StudyError(f"{path}: expected what `make bench-cost` writes, found {exc!r}") from exc
+    return found
 
 
 def cost_table(figures: dict[str, Any], preset: str) -> Table:

@@ -50,7 +50,7 @@ class Line(_Part):
     row: str | None = Field(None, description="what the table calls it; the system's name where there is none")
     options: dict[str, Any] = {}
     sweep: Sweep | None = None
-    tasks: tuple[str, ...] | None = Field(None, description="instead of the grid's")
+    tasks: tuple[str, ...] | None = Field(None, min_length=1, description="some of the grid's; None for all")
     seeds: tuple[int, ...] | None = Field(None, description="instead of the grid's")
 
 
@@ -141,10 +141,11 @@ def load_grid(path: Path) -> Grid:
     """Read a grid.
 
     Raises:
-        ConfigError: If the file is missing, is not TOML, or has an unknown or wrong field; names the field.
+        ConfigError: If the file is missing, is not TOML, has an unknown or wrong field, or a line with a task that is
+            none of the grid's; names the field.
     """
     try:
-        return Grid.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        grid = Grid.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as exc:
         raise ConfigError(f"{path}: expected a TOML grid, found no readable file ({exc.strerror})") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -153,6 +154,14 @@ def load_grid(path: Path) -> Grid:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}, found {first['input']!r}") from exc
+    for section, lines in grid.sections.items():
+        for number, line in enumerate(lines):
+            # It would run, and stand in no table.
+            if others := sorted(set(line.tasks or ()) - set(grid.tasks)):
+                raise ConfigError(
+                    f"{path}: sections.{section}.{number}.tasks: expected some of {list(grid.tasks)}, found {others}"
+                )
+    return grid
 
 
 def plan_of(grid: Grid, data: Mapping[str, str], setup: Callable[[Cell], str]) -> Plan:

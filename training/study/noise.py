@@ -30,14 +30,10 @@ from training.data import Texts
 from training.distil import Distilled, Examples, distil
 from training.errors import ConfigError
 from training.hardware import Channel, Chip, Measured, draw_rows, fit_channel
-from training.study.cells import Options, digest
-from training.study.grid import Plan, Row, Section
-from training.study.locks import alone
+from training.study.cells import Options
 from training.study.noisy_circuit import compile_on_chip
-from training.study.results import Results, Split
 from training.study.student import Features, examples, run_config, run_facts, validation_accuracies
 from training.study.system import Lesson, Outcome
-from training.study.tables import Group, Table, accuracy_text, group
 
 Reading = Literal["simulator", "raw", "corrected"]
 PREFIX = "noise."  # of the options that are read here
@@ -136,14 +132,13 @@ class NoisyStudent:
         config = run_config(self.config, lesson)
         learning: dict[str, Any] = {}
         # Points of a sweep that run side by side: the first of them distils, the others read its run.
-        with alone(lesson.cache / "locks" / f"chip-{digest([config.model_dump(mode='json'), train.sha256])}"):
-            learn = partial(distil, config, circuit, train, validation, lesson.cache / "runs", progress=False)
-            distilled = learn()
-            if self.in_the_loop:
-                published = Noise().chip(circuit.n_qubits, shots)
-                channel = channel_for_training(distilled, circuit, published, train, lesson.seed)
-                distilled = learn(channel=channel)
-                learning["channel"] = channel.to_json()
+        learn = partial(distil, config, circuit, train, validation, lesson.cache / "runs", progress=False)
+        distilled = learn()
+        if self.in_the_loop:
+            published = Noise().chip(circuit.n_qubits, shots)
+            channel = channel_for_training(distilled, circuit, published, train, lesson.seed)
+            distilled = learn(channel=channel)
+            learning["channel"] = channel.to_json()
         chip = self.noise.chip(circuit.n_qubits, shots)
         bound = circuit.bind(ansatz=distilled.weights.ansatz.tolist())
         tensor = compile_circuit(bound) if self.reading == "simulator" else compile_on_chip(bound, chip)
@@ -157,6 +152,7 @@ class NoisyStudent:
             {
                 "parameters": counts,
                 "noise": {**_facts(chip), "reading": self.reading, **learning},
+                **features.facts,
                 **run_facts(distilled.history, distilled.best_epoch, distilled.seconds),
                 "inference_us": None,  # how long an emulation takes says nothing of the chip
             },
@@ -278,33 +274,3 @@ def _facts(chip: Chip) -> dict[str, Any]:
 def _mean(values: Sequence[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None
-
-
-def noise_table(plan: Plan, section: Section, axis: str, results: Results, split: Split) -> Table:
-    """A sweep as a table: one row a point and system, tasks as columns, accuracy in the cells.
-
-    Args:
-        plan: The study.
-        section: `fidelity`, `readout` or `shots`, or `hardware`.
-        axis: What the points are.
-        results: The cells' folders.
-        split: Texts that are measured on.
-    """
-    table = Table([axis, "system", "track", "teacher", *plan.tasks])
-    groups = group(plan.entries(section), results, split)
-    rows: dict[tuple[Row, str, str, str], dict[str, Group]] = {}
-    for found in groups:
-        first = found.first
-        rows.setdefault((found.row, first.system, first.track, first.teacher or "none"), {})[first.task] = found
-    for names, by_task in rows.items():
-        cells = [accuracy_text(by_task[task]) if task in by_task else "not planned" for task in plan.tasks]
-        table.rows.append([*map(str, names), *cells])
-    noises = [result.found["facts"].get("noise", {}) for found in groups for result in found.results]
-    unmet = [noise for noise in noises if noise and noise["cz_fidelity"] > noise["cz_relaxation_limit"]]
-    if unmet:
-        limit = min(noise["cz_relaxation_limit"] for noise in unmet)
-        table.notes.append(
-            "With Baihua's published T1 and T2, relaxation during a CZ alone leaves an average fidelity of "
-            f"{limit:.4f} on this chain: stated figures above it are not attained, and CZ has no other error there."
-        )
-    return table

@@ -6,9 +6,9 @@ import json
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from models.embedder import find_embedder
 from models.errors import EmbedderError
@@ -28,7 +28,7 @@ from training.study.cells import Cell, Options, Track, digest
 from training.study.controls import LogisticRegressionControl, MlpControl, SurrogateControl, UntaughtStudent
 from training.study.noise import SYSTEMS as NOISY_SYSTEMS
 from training.study.noise import Noise, noisy_student
-from training.study.student import StudentSystem
+from training.study.student import EMBEDDERS, StudentSystem
 from training.study.system import System
 from training.study.teacher_system import MINILM_LOOP, TeacherSystem
 from training.study.teachers import TEACHERS
@@ -36,13 +36,14 @@ from training.study.workshop import MakeSystem
 
 __all__ = ["SYSTEMS", "TEACHERS", "configured", "setup_digest"]
 
-EMBEDDERS: dict[Track, str] = {"frozen": "minilm-l6", "adapted": "minilm-l6-adapted"}
 _CONFIGS = Path(__file__).parents[1] / "configs"
 # The shipped students are those of the adapted track, so theirs are the configurations in front.
 _FOLDERS: dict[Track, Path] = {"frozen": _CONFIGS / "frozen", "adapted": _CONFIGS}
 _END_TO_END: Track = "end-to-end"
 # Of a run configuration these read no more than the features.
 _ON_FEATURES_ALONE = {LogisticRegressionControl.name, BertQtc.name}
+# Sections of a run configuration that options set; the others are a cell's own fields, or read by no system.
+_OPTIONS = {"student", "loss", "optimiser"}
 # Of a baseline; no option says where its encoder lies or what the tables call it.
 _NO_OPTIONS = {"encoder", "teacher", "features", "config", "transfer", "progress", "name"}
 
@@ -62,11 +63,9 @@ def configured(cell: Cell) -> RunConfig:
     path = _FOLDERS[cell.track] / f"{cell.task}.toml"
     found: dict[str, Any] = load_config(path).model_dump() | {"hardware": None}
     for option, value in cell.options.items():
-        *sections, name = option.split(".")
-        place: Any = found
-        for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or name not in place:
+        section, _, name = option.partition(".")
+        place: Any = found[section] if section in _OPTIONS else {}
+        if name not in place:
             raise ConfigError(f"option {option!r}: expected a field of a run configuration, such as student.n_qubits")
         place[name] = value
     try:
@@ -168,7 +167,8 @@ def make_baseline(kind: type[Any], cell: Cell, given: dict[str, Any]) -> System:
         given: Fields that no option sets.
 
     Raises:
-        ConfigError: If an option is no field of the baseline or of its loop; names it.
+        ConfigError: If an option is no field of the baseline or of its loop, or the field does not take its value;
+            names it.
     """
     known = {field.name for field in fields(kind)} - _NO_OPTIONS
     own = {}
@@ -178,7 +178,7 @@ def make_baseline(kind: type[Any], cell: Cell, given: dict[str, Any]) -> System:
         if option not in known:
             loop = sorted(f"loop.{field.name}" for field in fields(LoopConfig))
             raise ConfigError(f"{cell.system}: option {option!r}, expected one of {sorted(known) + loop}")
-        own[option] = tuple(value) if isinstance(value, list) else value
+        own[option] = _checked(kind, option, tuple(value) if isinstance(value, list) else value, cell, option)
     system: System = kind(config=_loop(kind, "config", cell), progress=False, **given, **own)
     return system
 
@@ -192,8 +192,21 @@ def _loop(kind: type[Any], name: str, cell: Cell) -> LoopConfig:
     for option in chosen:
         if option not in known:
             raise ConfigError(f"{cell.system}: option 'loop.{option}', expected one of {sorted(known)}")
-    found: LoopConfig = replace(default, **chosen)
+    checked = {field: _checked(LoopConfig, field, value, cell, f"loop.{field}") for field, value in chosen.items()}
+    found: LoopConfig = replace(default, **checked)
     return found
+
+
+def _checked(kind: type[Any], field: str, value: Any, cell: Cell, option: str) -> Any:
+    """A value for a field of a dataclass, refused where it is of another type; nothing is converted."""
+    adapter: TypeAdapter[Any] = TypeAdapter(
+        get_type_hints(kind)[field], config=ConfigDict(strict=True, arbitrary_types_allowed=True)
+    )
+    try:
+        adapter.validate_python(value)
+    except ValidationError as exc:
+        raise ConfigError(f"{cell.system}: option {option!r}: {exc.errors()[0]['msg']}, found {value!r}") from exc
+    return value
 
 
 @cache

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.embedder import find_embedder
+from models.errors import EmbedderError
 from training.search.results import plot as plot_search
 from training.search.results import read_search
 from training.search.results import table as search_table
@@ -16,12 +18,22 @@ from training.study.archive import Archive
 from training.study.baihua import hardware_bars, hardware_table, read_hardware
 from training.study.bounds import bounds_table, target_lines, teacher_table
 from training.study.comparing import comparison_table, comparisons, marks, notes
-from training.study.cost import cost_plot, cost_table
+from training.study.cost import cost_plot, cost_table, read_cost
 from training.study.grid import Plan, Section, read_plan
-from training.study.noise import noise_table
 from training.study.plots import Measure, curves, dots
 from training.study.results import CellFolders, Results, Split
-from training.study.tables import Table, accuracy_table, group, missing_table, parameter_table, sweep_table, task_table
+from training.study.student import EMBEDDERS, encoder_trained
+from training.study.tables import (
+    Table,
+    accuracy_table,
+    group,
+    missing_table,
+    noise_table,
+    parameter_table,
+    sweep_table,
+    task_table,
+    teachers_that_changed,
+)
 
 PLAN = "plan.json"  # in the folder of all cells
 # In the folder of the documents, from `make bench-hardware` and `make bench-cost`.
@@ -51,27 +63,44 @@ _CURVES = (
 NOISE_SECTIONS: tuple[Section, ...] = ("fidelity", "readout", "shots")
 _INTRODUCTION = """# The study
 
-Written by `qdtrain report` from the cells that `qdtrain study` ran: every figure below comes from a cell's result, and
-is in `study.json` unrounded. Figures are of the {split} texts; each is the mean ± standard deviation of independent
-runs, one for each seed. {done} of {all} cells are measured on these texts.
+Written by `qdtrain report` from the cells that `qdtrain study` ran; searches come from `qdtrain search`, Baihua through
+the emulator and the cost against qubits from the benchmarks. What is measured on cells is in `study.json` unrounded.
+Figures are of the {split} texts; each is the mean ± standard deviation of independent runs, one for each seed.
+{done} of {all} cells are measured on these texts.
 
 On the track `frozen` the features come from an encoder that is never trained, on `adapted` from one that was trained
-once for all tasks, from the teachers' outputs; `end-to-end` has no such features, the model itself is trained. Students
-are noise-free where nothing else is said. The paper's figures stand beside ours where it has them: its texts, encoder
-and teachers are others."""
+once for all tasks, from the teachers' outputs; `end-to-end` has no such features, the model itself is trained.{adapted}
+Students are noise-free where nothing else is said. The paper's figures stand beside ours where it has them: its texts,
+encoder and teachers are others."""
+_ADAPTED = (
+    "\nThe parameters of the encoder that were trained for `adapted`, {trained:,}, are in no count of a student's or "
+    "control's trained ones. Whatever has no teacher there, `student without a teacher` too, still reads features that "
+    "teachers shaped."
+)
+_ADAPTED_PARAMETERS = (
+    "Trained parameters are those of what stands on the features. On `adapted` the encoder below had {trained:,} "
+    "trained before, once for all tasks; Acc/Param leaves them out."
+)
+_LOSSES = (
+    "`CE` is `student without a teacher`: not its loss alone is another one, for its linear start is fitted to the "
+    "labels where those of the other rows are fitted to the teacher's logits."
+)
 _READING = (
-    "Acc/Param is accuracy divided by the trained parameters. Tkd is the seconds of an epoch of learning, on one "
-    "thread of the machine that ran the cell; a system without epochs counts as one, and one whose epochs came from "
-    "a cache as not timed. TinyBERT's is an epoch of each of its two stages. TinyBERT, DistilBERT and PKD "
-    "copy a MiniLM that was tuned on the same texts as they learn from; MiniLLM and QD-LLM hear a teacher that was tuned "
-    "on all texts of the task. The compression baselines are small-scale "
-    "implementations of each method's loss: see `training/baselines/`."
+    "Acc/Param is accuracy divided by the trained parameters. Tkd is the time of an epoch of learning on one thread, "
+    "in seconds; a system without epochs counts as one, and one whose epochs came from a cache as not timed. "
+    "TinyBERT's is an epoch of each of its two stages. All compression baselines copy or hear the MiniLM that was "
+    "tuned on all texts of the task, and QD-LLM hears teachers that were; rows that say 2,400 texts, QD-LLM's among "
+    "them, learn from no more themselves. The compression baselines are small-scale implementations of each method's "
+    "loss: see `training/baselines/`."
 )
 _PAIRED = (
-    "The difference is student minus other in accuracy, each averaged over its seeds; its interval is that of a paired "
-    "bootstrap over texts, and what is said in words is what it allows. McNemar's exact test compares single "
-    "predictions, those of the lowest common seed. Neither is corrected for the number of comparisons."
+    "The difference is student minus other in accuracy, each averaged over its seeds; its interval is that of a "
+    "bootstrap over texts, the same for both, and over each system's seeds, and what is said in words is what it "
+    "allows. A system of one run has no seeds to draw: how its others would differ is not in the interval. McNemar's "
+    "exact test compares single predictions, those of the lowest common seed. Neither is "
+    "corrected for the number of comparisons. Systems that learned from different numbers of texts are not compared."
 )
+_UNTAUGHT = "student without a teacher"  # the system
 _TIMES: tuple[Measure, ...] = ("distil_seconds", "inference_us")
 _TIME_TITLE = "Distillation and inference time (Fig. 3)"
 
@@ -116,12 +145,17 @@ def write_report(plan: Plan, results: Results, out: Path, split: Split = "test",
     """
     report = _Report(plan, results, out, split)
     done = sum(results.get(cell, split) is not None for cell in plan.cells)
-    report.parts.append(_INTRODUCTION.format(split=split, done=done, all=len(plan.cells)))
+    trained = _adapted_parameters(plan)
+    adapted = "" if trained is None else _ADAPTED.format(trained=trained)
+    report.parts.append(_INTRODUCTION.format(split=split, done=done, all=len(plan.cells), adapted=adapted))
     if plan.entries("main"):
         report.targets()
         report.main()
     if plan.entries("losses"):
-        report.table("Losses (Table 7)", accuracy_table(plan, "losses", "loss", results, split, paper.LOSSES))
+        losses = accuracy_table(plan, "losses", "loss", results, split, paper.LOSSES)
+        if any(entry.cell.system == _UNTAUGHT for entry in plan.entries("losses")):
+            losses.notes.append(_LOSSES)
+        report.table("Losses (Table 7)", losses)
     if plan.entries("teachers"):
         report.table("Teachers (Table 8)", teacher_table(plan, results, split, paper.TEACHERS))
     if plan.entries("related"):
@@ -137,9 +171,22 @@ def write_report(plan: Plan, results: Results, out: Path, split: Split = "test",
         report.searches(searches)
     if plan.entries("main"):
         report.table("What bounds it", bounds_table(plan, results, split))
+    if changed := teachers_that_changed(plan, results, split):
+        report.parts += ["## Teachers that changed between cells", *changed]
     lacking = missing_table(plan, results, split)
     report.parts += ["## Cells that are missing", str(lacking) if lacking.rows else "None."]
     return report.save(done)
+
+
+def _adapted_parameters(plan: Plan) -> int | None:
+    """Parameters of the adapted encoder that were trained; None where no cell has it, or there is no such encoder."""
+    if not any(cell.track == "adapted" for cell in plan.cells):
+        return None
+    try:
+        info = find_embedder(EMBEDDERS["adapted"]) / "embedder.json"
+    except EmbedderError:
+        return None
+    return encoder_trained(json.loads(info.read_text(encoding="utf-8")))
 
 
 @dataclass
@@ -159,7 +206,11 @@ class _Report:
 
     def main(self) -> None:
         plan, results, split = self.plan, self.results, self.split
-        self.table("Parameters (Table 3)", parameter_table(plan, results, split, paper.PARAMETERS))
+        parameters = parameter_table(plan, results, split, paper.PARAMETERS)
+        trained = _adapted_parameters(plan)
+        if trained is not None:
+            parameters.notes.append(_ADAPTED_PARAMETERS.format(trained=trained))
+        self.table("Parameters (Table 3)", parameters)
         self.parts.append(f"## {_TIME_TITLE}")
         self.plot("time", dots(plan, "main", _TIMES, results, split, self.png("time")), _TIME_TITLE)
         self.found["comparisons"] = {}
@@ -202,7 +253,7 @@ class _Report:
         if not path.exists():
             self.parts += [f"## {title}", f"Not measured: `make bench-cost` writes {path.name}."]
             return
-        self.found["cost"] = figures = json.loads(path.read_text(encoding="utf-8"))
+        self.found["cost"] = figures = read_cost(path)
         self.parts.append(f"## {title}")
         self.plot("cost", cost_plot(figures, self.png("cost")), title)
         self.parts += [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -68,7 +70,7 @@ class Results(Protocol):
         """
 
     def failure(self, cell: Cell) -> str | None:
-        """What went wrong when the cell was last run."""
+        """What went wrong when the cell was last run; None where nothing did."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,13 @@ class CellFolders:
         return self._read[cell.id]
 
     def failure(self, cell: Cell) -> str | None:
-        path = self.root / cell.id / "error.json"
-        if not path.exists():
+        try:
+            found = json.loads((self.root / cell.id / "error.json").read_text(encoding="utf-8"))
+            return f"{found['type']}: {found['message']}"
+        except FileNotFoundError:
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return f"{found['type']}: {found['message']}"
+        except (ValueError, KeyError, TypeError):
+            return "failed, and its error.json cannot be read"
 
     def _load(self, cell: Cell) -> Result | None:
         folder = self.root / cell.id
@@ -107,11 +111,15 @@ class CellFolders:
             return None
         except ValueError as exc:
             raise StudyError(f"{path}: not a cell's result: {exc}; delete its folder and run the cell again") from exc
-        if not isinstance(found, dict) or not found.keys() >= FIELDS:
+        if not isinstance(found, dict) or not found.keys() >= FIELDS or not isinstance(found["metrics"], dict):
             raise StudyError(f"{path}: not a cell's result, expected {sorted(FIELDS)}; delete its folder, run it again")
 
         def correct(split: Split) -> np.ndarray:
-            with np.load(folder / "predictions.npz") as arrays:
-                return np.asarray(arrays[split].argmax(axis=1) == arrays[f"{split}_targets"])
+            path = folder / "predictions.npz"
+            try:
+                with np.load(path) as arrays:
+                    return np.asarray(arrays[split].argmax(axis=1) == arrays[f"{split}_targets"])
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as exc:
+                raise StudyError(f"{path}: no predictions: {exc}; delete its folder and run the cell again") from exc
 
         return Result(cell, found, correct)

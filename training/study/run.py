@@ -23,6 +23,7 @@ from models.folders import replace_folder
 from training.data import Texts
 from training.errors import StudyError
 from training.evaluate import measure
+from training.locks import alone
 from training.study.cells import Cell
 from training.study.system import Learned, Lesson, Outcome, System
 
@@ -99,30 +100,38 @@ def run_cell(cell: Cell, workshop: Workshop, root: Path, final: bool = False) ->
         root: Folder of all cells.
         final: Also measure on the test texts.
     """
-    if finished(cell, root, final):
-        return Ran(cell, "skipped")
-    try:
-        started = _now()
-        lesson = workshop.lesson(cell)
-        system = workshop.system(cell)
-        begin = time.perf_counter()
-        outcome = system.learn(lesson)
-        learn_seconds = time.perf_counter() - begin
-        arrays, metrics = _measure(cell, outcome.learned, lesson, final)
-        result = {
-            **_figures(outcome, learn_seconds, lesson.data.validation),
-            "metrics": metrics,
-            "seed": cell.seed,
-            "data_sha256": lesson.data.sha256,
-            "teacher_sha256": None if lesson.soft is None else _sha256(lesson.soft.train),
-            "library_versions": _versions(),
-            "started": started,
-            "ended": _now(),
-        }
-        _write(root / cell.id, cell, result, arrays)
-    except Exception as exc:  # whatever it is, the other cells go on
-        return record_failure(cell, root, exc)
+    # Two studies may have a cell in common: one runs it, the other then finds it finished.
+    with alone(root / ".locks" / cell.id):
+        if finished(cell, root, final):
+            return Ran(cell, "skipped")
+        try:
+            result, arrays = _run(cell, workshop, final)
+            _write(root / cell.id, cell, result, arrays)
+        except Exception as exc:  # whatever it is, the other cells go on
+            return record_failure(cell, root, exc)
     return Ran(cell, "done")
+
+
+def _run(cell: Cell, workshop: Workshop, final: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What becomes result.json and predictions.npz."""
+    started = _now()
+    lesson = workshop.lesson(cell)
+    system = workshop.system(cell)
+    begin = time.process_time()
+    outcome = system.learn(lesson)
+    learn_seconds = time.process_time() - begin
+    arrays, metrics = _measure(cell, outcome.learned, lesson, final)
+    result = {
+        **_figures(outcome, learn_seconds, lesson.data.validation),
+        "metrics": metrics,
+        "seed": cell.seed,
+        "data_sha256": lesson.data.sha256,
+        "teacher_sha256": None if lesson.soft is None else _sha256(lesson.soft.train),
+        "library_versions": _versions(),
+        "started": started,
+        "ended": _now(),
+    }
+    return result, arrays
 
 
 def record_failure(cell: Cell, root: Path, error: BaseException) -> Ran:
@@ -166,7 +175,7 @@ def _measure(
 
 
 def _figures(outcome: Outcome, learn_seconds: float, texts: Texts) -> dict[str, Any]:
-    """Parameters and times.
+    """Parameters and times, which are CPU time: what else the machine does is not in them.
 
     A system that resumed or read a cache knows better than this clock how long an epoch took, or that nobody counted:
     what its facts say goes first, None among them.
@@ -185,14 +194,14 @@ def _figures(outcome: Outcome, learn_seconds: float, texts: Texts) -> dict[str, 
 
 
 def _inference_us(learned: Learned, texts: Texts) -> float:
-    """Microseconds a text, of whatever a text needs, its embedding among it: median of a few batches."""
+    """Microseconds of CPU time a text, of whatever it needs, its embedding among it: median of a few batches."""
     rng, seconds = np.random.default_rng(0), []
     for _ in range(_TIMED_CALLS):
         rows = rng.permutation(len(texts))[:_TIMED_TEXTS]
         batch = Texts(tuple(texts.texts[i] for i in rows), texts.targets[rows], texts.labels, "timed texts")
-        begin = time.perf_counter()
+        begin = time.process_time()
         learned.logits(batch)
-        seconds.append((time.perf_counter() - begin) / len(batch))
+        seconds.append((time.process_time() - begin) / len(batch))
     return 1e6 * median(seconds)
 
 

@@ -1,6 +1,7 @@
 """Ways to run cells: one after another, in processes, or as Ray tasks here or on a cluster.
 
-Each cell has one CPU and one thread, so that the times of cells that run side by side can be compared.
+Each cell has one CPU and one thread of torch's, so that the times of cells that run side by side can be compared; other
+libraries have one thread too where the environment was set before they were loaded, which `Sequential` cannot do.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ _LOCAL_RAY = {
 
 @dataclass(frozen=True)
 class Sequential:
-    """One cell after another, in this process."""
+    """One cell after another, in this process.
+
+    How many threads NumPy's BLAS has was decided when it was loaded: by the caller's OMP_NUM_THREADS.
+    """
 
     def run(self, work: _Work, cells: list[Cell]) -> Iterator[Ran]:
         for cell in cells:
@@ -59,6 +63,9 @@ class Processes:
     root: Path
 
     def run(self, work: _Work, cells: list[Cell]) -> Iterator[Ran]:
+        # A process reads them as it starts, before anything of ours runs in it; what the caller chose stays.
+        for name, value in _ONE_THREAD.items():
+            os.environ.setdefault(name, value)
         # torch's threads do not survive a fork.
         pool = ProcessPoolExecutor(self.n_workers, multiprocessing.get_context("spawn"))
         try:
@@ -147,4 +154,6 @@ def _call(work: _Work, cell: Cell) -> Ran:
     import torch
 
     torch.set_num_threads(1)
+    # Read at the first batch, not when the library is loaded.
+    os.environ["TOKENIZERS_PARALLELISM"] = _ONE_THREAD["TOKENIZERS_PARALLELISM"]
     return work(cell)

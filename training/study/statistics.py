@@ -54,7 +54,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
         first: Whether a system is right on each text, shape (n_texts,), bool.
         second: Likewise for the other system, on the same texts.
     """
-    _require_pairs(first, second)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"expected two systems on the same texts, found shapes {first.shape} and {second.shape}")
     b, c = int((first & ~second).sum()), int((~first & second).sum())
     tail = sum(comb(b + c, k) for k in range(min(b, c) + 1))
     # Integers until the division: 2^n is beyond a float from n = 1024 on.
@@ -78,25 +79,34 @@ class Difference:
 def bootstrap_difference(
     first: np.ndarray, second: np.ndarray, seed: int, n_draws: int = _DRAWS, level: float = _LEVEL
 ) -> Difference:
-    """Paired bootstrap of `first` minus `second` in accuracy: texts are drawn again, both systems on the same ones.
+    """Bootstrap of `first` minus `second` in mean accuracy: texts are drawn again, and each system's seeds.
+
+    Both systems have the same texts in every draw; their seeds are drawn apart. A system of one seed has it in every
+    draw: how its other seeds would differ is then not in the interval.
 
     Args:
-        first: How often a system is right on each text, shape (n_texts,): a share of its seeds, or true and false.
-        second: Likewise for the other system, on the same texts.
+        first: Whether a system is right, shape (n_seeds, n_texts), bool.
+        second: Likewise for the other system, on the same texts; it may have another number of seeds.
         seed: Of the draws.
-        n_draws: Resampled sets of texts.
+        n_draws: Resampled sets of texts and seeds.
         level: Share of them within the interval.
     """
-    _require_pairs(first, second)
-    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
-    # A text's difference takes few values, so a draw of all texts is one of how often each value comes up.
-    values, counts = np.unique(differences, return_counts=True)
-    n = len(differences)
-    means = np.random.default_rng(seed).multinomial(n, counts / n, size=n_draws) @ values / n
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(float(differences.mean()), float(low), float(high))
-
-
-def _require_pairs(first: np.ndarray, second: np.ndarray) -> None:
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not first.size or not second.size:
         raise ValueError(f"expected two systems on the same texts, found shapes {first.shape} and {second.shape}")
+    rng = np.random.default_rng(seed)
+    n = first.shape[1]
+    # Texts are told apart by which seeds get them right alone, so a draw of all is one of how often each pattern is.
+    patterns, counts = np.unique(np.concatenate([first, second]), axis=1, return_counts=True)
+    accuracies = rng.multinomial(n, counts / n, size=n_draws) @ patterns.T.astype(float) / n
+    ours, theirs = np.split(accuracies, [len(first)], axis=1)
+    means = _over_seeds(ours, rng) - _over_seeds(theirs, rng)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Difference(float(first.mean() - second.mean()), float(low), float(high))
+
+
+def _over_seeds(accuracies: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means over seeds that are drawn again in every row, shape (n_draws, n_seeds) -> (n_draws,)."""
+    n_draws, n = accuracies.shape
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=n_draws) / n
+    means: np.ndarray = (accuracies * weights).sum(axis=1)
+    return means

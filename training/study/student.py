@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,8 +20,12 @@ from training.config import RunConfig, StudentConfig
 from training.data import TaskData, Texts
 from training.distil import Examples, distil
 from training.features import embed_texts
-from training.study.locks import alone
+from training.locks import alone
+from training.study.cells import Track
 from training.study.system import Lesson, Outcome
+
+EMBEDDERS: dict[Track, str] = {"frozen": "minilm-l6", "adapted": "minilm-l6-adapted"}
+"""Whose features a track's systems read."""
 
 # What quantisation adds to a graph: no parameters of the encoder.
 _QUANTISATION = ("_scale", "_scales", "_zero_point", "_zero_points")
@@ -32,7 +36,7 @@ class StudentSystem:
     """A student of one configuration, noise-free: `config.hardware` and `config.teacher` are not read here.
 
     The lesson's seed replaces the configuration's. `facts` holds the parameters by part, the seconds an epoch took, the
-    best epoch and its losses.
+    best epoch and its losses, and how many of the encoder's parameters were trained before.
     """
 
     config: RunConfig
@@ -58,7 +62,11 @@ class StudentSystem:
             counts["total"],
             counts["total"] + features.n_parameters,
             validation_accuracies(distilled.history),
-            {"parameters": counts, **run_facts(distilled.history, distilled.best_epoch, distilled.seconds)},
+            {
+                "parameters": counts,
+                **features.facts,
+                **run_facts(distilled.history, distilled.best_epoch, distilled.seconds),
+            },
         )
 
 
@@ -98,6 +106,11 @@ class Features:
         """Of the whole frozen encoder: the exported graph computes every layer."""
         return encoder_parameters(self.folder)
 
+    @property
+    def facts(self) -> dict[str, int]:
+        """`encoder_trained`, of an outcome on these features."""
+        return {"encoder_trained": encoder_trained(self.embedder.info)}
+
 
 @dataclass(frozen=True)
 class LearnedOnFeatures:
@@ -109,6 +122,15 @@ class LearnedOnFeatures:
     def logits(self, texts: Texts) -> np.ndarray:
         """Logits of shape (n_texts, n_classes)."""
         return self.classify(self.features(texts))
+
+
+def encoder_trained(info: Mapping[str, Any]) -> int:
+    """Parameters that were trained when an encoder was adapted to the tasks; 0 of one that never was.
+
+    Args:
+        info: Its embedder.json.
+    """
+    return int(info["source"].get("adapted", {}).get("trained_parameters", 0))
 
 
 @cache

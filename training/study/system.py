@@ -41,12 +41,14 @@ class Lesson:
         soft: None for a system that learns from labels alone.
         seed: Of everything that is drawn.
         cache: Folder for embeddings and checkpoints.
+        whole: The task's texts where `data` has fewer: its teachers learned from them.
     """
 
     data: TaskData
     soft: Soft | None
     seed: int
     cache: Path
+    whole: TaskData | None = None
 
 
 class Learned(Protocol):

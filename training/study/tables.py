@@ -10,6 +10,7 @@ from training.study.cells import Cell
 from training.study.grid import Entry, Plan, Row, Section
 from training.study.results import Result, Results, Split
 from training.study.statistics import Spread, spread
+from training.study.workshop import N_TRAIN
 
 Cells = tuple[Cell, ...]
 METRICS = ("accuracy", "precision", "recall", "f1")
@@ -141,7 +142,7 @@ def task_table(
         table.rows.append(
             [
                 *names(found),
-                accuracy + marks.get(found.cells, "") + _incomplete(found),
+                accuracy + marks.get(found.cells, "") + _remarks(found),
                 *others,
                 as_text(found.ratio("n_trainable"), ".3g", "nothing trained"),
                 as_text(found.ratio("distil_seconds"), ".3g", "not timed"),
@@ -199,6 +200,49 @@ def sweep_table(plan: Plan, section: Section, axis: str, results: Results, split
     return table
 
 
+def noise_table(plan: Plan, section: Section, axis: str, results: Results, split: Split) -> Table:
+    """`sweep_table` of students on the emulated chip; below it, which stated fidelities its relaxation does not allow.
+
+    Args:
+        plan: The study.
+        section: `fidelity`, `readout` or `shots`.
+        axis: What the points are.
+        results: Of the plan's cells.
+        split: Texts that are measured on.
+    """
+    table = sweep_table(plan, section, axis, results, split)
+    found = [results.get(entry.cell, split) for entry in plan.entries(section)]
+    noises = [result.found["facts"].get("noise", {}) for result in found if result is not None]
+    unmet = [noise for noise in noises if noise and noise["cz_fidelity"] > noise["cz_relaxation_limit"]]
+    if unmet:
+        limit = min(noise["cz_relaxation_limit"] for noise in unmet)
+        table.notes.append(
+            "With Baihua's published T1 and T2, relaxation during a CZ alone leaves an average fidelity of "
+            f"{limit:.4f} on this chain: stated figures above it are not attained, and CZ has no other error there."
+        )
+    return table
+
+
+def teachers_that_changed(plan: Plan, results: Results, split: Split) -> list[str]:
+    """A line for each teacher and task whose cells heard several teachers of that name; from its logits' hashes.
+
+    Cells with fewer texts (`n_train`) are left out: each has its own rows of the logits.
+    """
+    heard: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for cell in plan.cells:
+        result = results.get(cell, split)
+        if result is not None and cell.teacher is not None and (found := _teacher_of(result)) is not None:
+            heard.setdefault((cell.teacher, cell.task), {}).setdefault(found, []).append(cell)
+    lines = []
+    for (teacher, task), hashes in heard.items():
+        if len(hashes) > 1:
+            counts = ", ".join(f"{len(cells)} (such as `{cells[0].id}`)" for cells in hashes.values())
+            lines.append(
+                f"{teacher} on {task}: its logits are {len(hashes)} different ones, of as many cells as {counts}."
+            )
+    return lines
+
+
 def missing_table(plan: Plan, results: Results, split: Split) -> Table:
     """Every group of cells that the tables lack, and why where that is known."""
     table = Table(["system", "task", "track", "teacher", "options", "seeds", "first cell", "what is known"])
@@ -233,7 +277,7 @@ def by_row(plan: Plan, section: Section, results: Results, split: Split) -> list
 
 def accuracy_text(found: Group) -> str:
     """Accuracy, and what is missing."""
-    return as_text(found.spread("accuracy")) + _incomplete(found) if found.results else missing(found)
+    return as_text(found.spread("accuracy")) + _remarks(found) if found.results else missing(found)
 
 
 def as_text(value: Spread | None, form: str = ".4f", nothing: str = "not measured") -> str:
@@ -256,8 +300,19 @@ def names(found: Group) -> list[str]:
     return [str(found.row), found.first.track, found.first.teacher or "none"]
 
 
-def _incomplete(found: Group) -> str:
-    return f" ({len(found.results)} of {len(found.cells)} runs; {missing(found)})" if found.missing else ""
+def _remarks(found: Group) -> str:
+    hashes = {_teacher_of(result) for result in found.results} - {None}
+    several = " (taught by several teachers of that name)" if len(hashes) > 1 else ""
+    lacking = f" ({len(found.results)} of {len(found.cells)} runs; {missing(found)})" if found.missing else ""
+    return several + lacking
+
+
+def _teacher_of(result: Result) -> str | None:
+    """Hash of the teacher's logits of all training texts; None where there is no teacher, or no hash of all."""
+    if N_TRAIN in result.cell.options:
+        return None
+    found: str | None = result.found.get("teacher_sha256")
+    return found
 
 
 def _parameters(found: Group) -> str:

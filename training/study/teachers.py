@@ -16,7 +16,7 @@ from training.baselines.transformer import fine_tune, minilm_folder
 from training.config import load_config
 from training.data import TaskData, Texts
 from training.encoders.teachers import MPNET_TEACHER, encoder_teacher
-from training.study.locks import alone
+from training.locks import alone
 from training.study.system import Lesson, Soft
 from training.study.teacher_system import MINILM_LOOP
 from training.study.workshop import AskTeacher

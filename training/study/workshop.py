@@ -10,8 +10,8 @@ import numpy as np
 
 from training.data import TaskData, Texts, load_task
 from training.errors import ConfigError, DataError
+from training.locks import alone
 from training.study.cells import Cell, Options, data_digest
-from training.study.locks import alone
 from training.study.system import Lesson, Soft, System
 
 MakeSystem = Callable[[Cell], System]
@@ -52,6 +52,9 @@ class NamedWorkshop:
                 raise ConfigError(f"system {cell.system!r}: expected one of {sorted(self.systems)}")
             if cell.teacher is not None and cell.teacher not in self.teachers:
                 raise ConfigError(f"teacher {cell.teacher!r}: expected one of {sorted(self.teachers)}")
+            n_train = cell.options.get(N_TRAIN, 1)
+            if type(n_train) is not int or n_train < 1:
+                raise ConfigError(f"option {N_TRAIN!r}: expected a whole number of at least 1, found {n_train!r}")
         for alike in {replace(cell, seed=0) for cell in cells}:
             self.system(alike)
 
@@ -73,12 +76,13 @@ class NamedWorkshop:
                 "they changed since the cell was planned"
             )
         soft = None if cell.teacher is None else self._ask(cell.teacher, cell.task, data)
+        whole = data
         if N_TRAIN in cell.options:
             rows = first_rows(data.train, cell.options[N_TRAIN], cell.seed)
             data = replace(data, train=_choose(data.train, rows))
             # A teacher that learned from all texts speaks of fewer.
             soft = None if soft is None else replace(soft, train=soft.train[rows])
-        return Lesson(data, soft, cell.seed, self.cache)
+        return Lesson(data, soft, cell.seed, self.cache, whole)
 
     def _ask(self, teacher: str, task: str, data: TaskData) -> Soft:
         key = (teacher, task, data_digest(data), self.cache)

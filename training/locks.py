@@ -1,4 +1,4 @@
-"""One process at a time: cells that run side by side share embeddings and teachers, which one of them has to make."""
+"""One process at a time: runs side by side share embeddings, teachers and checkpoints, which one of them makes."""
 
 from __future__ import annotations
 
