@@ -20,7 +20,7 @@ from needs import needs_mindquantum
 from processes import Process, Site, Valkey, refused, runs, serving, site, submissions_by_circuit, until
 
 from models.bundle import SHIPPED, load_bundle
-from models.embedder import Embedder
+from models.embedder import Embedder, find_embedder
 
 pytestmark = needs_mindquantum
 
@@ -356,9 +356,7 @@ def test_result_with_fewer_shots_says_so(shared: Site) -> None:
 # --- physics ------------------------------------------------------------------------------------------------------
 
 
-def test_noise_free_emulator_agrees_with_the_simulator_on_every_shipped_bundle(
-    shared: Site, tmp_path: Path, embedder: Embedder
-) -> None:
+def test_noise_free_emulator_agrees_with_the_simulator_on_every_shipped_bundle(shared: Site, tmp_path: Path) -> None:
     texts = [
         "I am so happy for you",
         "this is the worst service I have ever had",
@@ -374,6 +372,7 @@ def test_noise_free_emulator_agrees_with_the_simulator_on_every_shipped_bundle(
     with serving(SHIPPED, tmp_path, **settings) as (_, url), httpx.Client(base_url=url, timeout=60) as http:
         for bundle in bundles:
             student = bundle.student()
+            embedder = Embedder(find_embedder(bundle.manifest.embedder["name"]), 1)
             exact = student.expvals(student.angles(embedder.embed(texts, bundle.features)))
             path = f"/classify/{bundle.manifest.task}?backend=baihua&wait=30"
             answer = http.post(path, json={"inputs": texts})
