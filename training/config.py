@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from models.engines.compiled import MAX_QUBITS
 from training.errors import ConfigError
+from training.toml import Positive, Section, checked, read_toml
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     """How the teacher is fine-tuned: LoRA on every linear layer (eq. 2-3)."""
 
     model: str = Field("smollm2-135m", description="`smollm2-135m`, or the folder of a Hugging Face model")
@@ -42,7 +35,7 @@ class TeacherConfig(_Section):
     )
 
 
-class StudentConfig(_Section):
+class StudentConfig(Section):
     """The student's shape."""
 
     preset: Literal["paper", "released", "chain"] = Field("released", description="ansatz preset")
@@ -54,7 +47,7 @@ class StudentConfig(_Section):
     )
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Eq. 14: (1 - guidance) (KL + JS) + guidance CE, KL and JS at a temperature."""
 
     guidance: float = Field(0.5, ge=0, le=1, description="lambda2 of eq. 14, the weight of the labels")
@@ -63,7 +56,7 @@ class LossConfig(_Section):
     js: float = Field(1.0, ge=0, description="weight of JS inside the teacher's term; 1 in the paper")
 
 
-class OptimiserConfig(_Section):
+class OptimiserConfig(Section):
     """Adam, with a learning rate for each part of the student, and the start of the reducer."""
 
     epochs: int = Field(10, ge=1)
@@ -85,14 +78,14 @@ class OptimiserConfig(_Section):
     )
 
 
-class HardwareConfig(_Section):
+class HardwareConfig(Section):
     """The chip that the student is for, emulated: its noise takes part in training, and it is measured there."""
 
     device: Literal["baihua"] = Field("baihua", description="its published calibration and its best chain")
     shots: int = Field(10_240, ge=1, description="shots of a text's circuit")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: a task, its teacher, its student and how the one learns from the other."""
 
     task: str = Field(min_length=1, pattern=r"^[a-z][a-z0-9_-]*$")
@@ -116,17 +109,7 @@ def load_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: If the file is missing, is not TOML, or has an unknown or wrong field; names the field.
     """
-    try:
-        return RunConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{path}: no such file; expected a TOML run configuration") from exc
-    except OSError as exc:
-        raise ConfigError(
-            f"{path}: expected a TOML run configuration, found no readable file ({exc.strerror})"
-        ) from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the run"
-        raise ConfigError(f"{path}: {where}: {first['msg']}, found {first['input']!r}") from exc
+    expected = "a TOML run configuration"
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; expected {expected}")
+    return checked(RunConfig, read_toml(path, expected), str(path), "the run")

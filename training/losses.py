@@ -37,6 +37,12 @@ def kl_divergence(log_f: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_f.exp() * (log_f - log_q)).sum(dim=1).mean()
 
 
+def soft_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(f || q), f and q at the temperature T, mean over the batch; both logits of shape (batch, n_classes)."""
+    log_f = torch.log_softmax(teacher_logits / temperature, dim=1)
+    return temperature**2 * kl_divergence(log_f, torch.log_softmax(logits / temperature, dim=1))
+
+
 def js_divergence(log_f: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """JS(f, q) with m = (f + q) / 2, mean over the batch; both arguments are log-probabilities."""
     log_m = torch.logaddexp(log_f, log_q) - math.log(2)

@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 from training.baselines.batches import Batch, Tokens
-from training.baselines.distilbert import DistilBERT, cosine_loss, soft_loss
+from training.baselines.distilbert import DistilBERT, cosine_loss
 from training.baselines.loop import LoopConfig, autocast, checkpoint_path, predict, train
 from training.baselines.minillm import MiniLLM, reverse_kl
 from training.baselines.pkd import PKD, patient_loss
@@ -35,6 +35,7 @@ from training.baselines.transformer import (
 )
 from training.data import TaskData, Texts
 from training.errors import CheckpointError, DivergedError, EncoderError, TeacherError
+from training.losses import soft_loss
 from training.steps import rate_share
 from training.study.system import Lesson, Outcome, Soft, System
 

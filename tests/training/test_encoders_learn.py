@@ -400,15 +400,15 @@ def test_mean_with_a_long_memory_follows_the_weights_of_a_short_run() -> None:
 def test_nan_loss_stops_and_leaves_the_last_finished_epoch(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, calls, divergence_of = changed(averaging=0.9), iter(range(10_000)), learning.kl_divergence
+    config, calls, divergence_of = changed(averaging=0.9), iter(range(10_000)), learning.soft_loss
     subjects = {"place": both(teacher(PLACE))["place"]}
     n_batches = -(-len(PLACE.train) // QUICK.batch_size)
 
-    def poisoned(log_f: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        return divergence_of(log_f, log_q) * (torch.nan if next(calls) == n_batches + 1 else 1)
+    def poisoned(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        return divergence_of(logits, taught, temperature) * (torch.nan if next(calls) == n_batches + 1 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "kl_divergence", poisoned)
+        patch.setattr(learning, "soft_loss", poisoned)
         with pytest.raises(DivergedError, match=rf"tiny: the loss is nan in epoch 2 of 3, step 2 of {n_batches}.*\.pt"):
             run(bert, tmp_path / "broken", subjects, config)
     [checkpoint] = (tmp_path / "broken").glob("*.pt")

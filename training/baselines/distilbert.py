@@ -23,7 +23,7 @@ from training.baselines.batches import Batch
 from training.baselines.loop import LoopConfig, weights_sha256
 from training.baselines.teaching import TeacherSource, find_teacher, teacher_states
 from training.baselines.transformer import CUT, States, cut_classifier, learn, states
-from training.losses import kl_divergence
+from training.losses import soft_loss
 from training.study.system import Lesson, Outcome
 
 
@@ -71,12 +71,6 @@ class DistilBERT:
         }
         facts = {"layers": list(self.layers), "weights": list(weights)}
         return learn(self.name, lesson, student, loss, self.config, self.progress, identity, facts)
-
-
-def soft_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(t || s), both logits of shape (batch, n_classes)."""
-    log_t = torch.log_softmax(teacher_logits / temperature, dim=1)
-    return temperature**2 * kl_divergence(log_t, torch.log_softmax(logits / temperature, dim=1))
 
 
 def cosine_loss(copied: States, original: States, mask: torch.Tensor) -> torch.Tensor:

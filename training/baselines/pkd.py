@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 
 from training.baselines.batches import Batch
-from training.baselines.distilbert import soft_loss
 from training.baselines.loop import LoopConfig, weights_sha256
 from training.baselines.teaching import Said, TeacherSource, find_teacher, said
 from training.baselines.transformer import CUT, States, cut_classifier, learn, states
 from training.errors import TeacherError
+from training.losses import soft_loss
 from training.study.system import Lesson, Outcome
 
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from training.baselines.loop import LoopConfig
 from training.encoders.generated import GENERATED
-from training.errors import ConfigError
-
-Positive = Annotated[float, Field(gt=0)]
+from training.toml import Positive, Section, checked, read_toml
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """An encoder under training: linear heads on the means of some layers over a text's own tokens."""
 
     source: str = Field("minilm-l6", description="`minilm-l6`, `mpnet`, or the folder of a Hugging Face encoder")
@@ -50,7 +43,7 @@ class EncoderConfig(_Section):
         )
 
 
-class GeneratedConfig(_Section):
+class GeneratedConfig(Section):
     """A task more: written or generated? Its texts come from those of two others (`training.encoders.generated`)."""
 
     tweets: str = Field(description="the task whose texts are the written ones")
@@ -60,7 +53,7 @@ class GeneratedConfig(_Section):
     seed: int = Field(0, ge=0)
 
 
-class AdaptConfig(_Section):
+class AdaptConfig(Section):
     """The adapted encoder: one for all tasks, from the labels and from what each task's teacher says."""
 
     teacher: str = Field("ensemble", description="by the name that the study has for it")
@@ -89,13 +82,4 @@ def load_adapt_config(path: Path) -> AdaptConfig:
     Raises:
         ConfigError: If the file is missing, is not TOML, or has an unknown or wrong field; names the field.
     """
-    try:
-        return AdaptConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as exc:
-        raise ConfigError(f"{path}: expected a TOML configuration, found no readable file ({exc.strerror})") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the configuration"
-        raise ConfigError(f"{path}: {where}: {first['msg']}, found {first['input']!r}") from exc
+    return checked(AdaptConfig, read_toml(path, "a TOML configuration"), str(path), "the configuration")

@@ -17,7 +17,7 @@ from training.baselines.loop import History, train
 from training.data import TaskData
 from training.encoders.config import EncoderConfig
 from training.encoders.pooled import Reader, open_encoder
-from training.losses import kl_divergence
+from training.losses import soft_loss
 from training.packages import file_sha256
 from training.study.system import Soft
 
@@ -110,8 +110,7 @@ def learn(
             mean = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
             if subjects[task].soft is not None:
                 taught = joint.soft[batch.rows[rows], first:end]
-                log_f, log_q = ((z / temperature).log_softmax(dim=1) for z in (taught, logits))
-                mean = guidance * mean + (1 - guidance) * temperature**2 * kl_divergence(log_f, log_q)
+                mean = guidance * mean + (1 - guidance) * soft_loss(logits, taught, temperature)
             total = total + len(rows) * mean
         return total / len(batch.rows)
 

@@ -11,27 +11,23 @@ A lever stands where its value would stand in a run configuration:
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from training.config import LossConfig, OptimiserConfig, RunConfig, StudentConfig
 from training.errors import ConfigError
 from training.study.cells import canonical
+from training.toml import Section, read_toml
 
 # A search holds the teacher fixed, and its students learn noise-free: other fields would change nothing.
 SECTIONS: dict[str, type[BaseModel]] = {"student": StudentConfig, "loss": LossConfig, "optimiser": OptimiserConfig}
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Values(_Table):
+class Values(Section):
     """A lever that takes one of a few values.
 
     Samplers see each as JSON, `choices`: lists of layers are values too.
@@ -56,7 +52,7 @@ class Values(_Table):
         return json.loads(known)
 
 
-class Range(_Table):
+class Range(Section):
     """A lever that takes any number of a range, its ends among them; `log` draws evenly in its logarithm."""
 
     low: float
@@ -155,14 +151,7 @@ def load_space(path: Path, base: RunConfig) -> Space:
         ConfigError: If the file is missing or not TOML, names a field that there is not or that a search holds fixed,
             or gives it a value that it does not take; names the field.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ConfigError(
-            f"{path}: expected the TOML space of a search, found no readable file ({exc.strerror})"
-        ) from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
+    document = read_toml(path, "the TOML space of a search")
     try:
         levers = {name: _lever(name, table, base) for name, table in _tables(document)}
     except ConfigError as exc:

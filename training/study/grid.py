@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from training import toml
 from training.errors import ConfigError
 from training.study.cells import Cell, Options, Track
 
@@ -30,31 +30,27 @@ Section = Literal[
 Row = str | int | float
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Sweep(_Part):
+class Sweep(toml.Section):
     """One cell for each value of an option; the value is the point on the axis."""
 
     option: str
     values: tuple[int | float, ...] = Field(min_length=1)
 
 
-class Line(_Part):
+class Line(toml.Section):
     """One system in one section, for every task and seed."""
 
     system: str
     track: Track = "frozen"
     teacher: str | None = None
     row: str | None = Field(None, description="what the table calls it; the system's name where there is none")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     sweep: Sweep | None = None
     tasks: tuple[str, ...] | None = Field(None, min_length=1, description="some of the grid's; None for all")
     seeds: tuple[int, ...] | None = Field(None, description="instead of the grid's")
 
 
-class Grid(_Part):
+class Grid(toml.Section):
     """The study as a TOML file states it."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -144,16 +140,7 @@ def load_grid(path: Path) -> Grid:
         ConfigError: If the file is missing, is not TOML, has an unknown or wrong field, or a line with a task that is
             none of the grid's; names the field.
     """
-    try:
-        grid = Grid.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as exc:
-        raise ConfigError(f"{path}: expected a TOML grid, found no readable file ({exc.strerror})") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']}, found {first['input']!r}") from exc
+    grid = toml.checked(Grid, toml.read_toml(path, "a TOML grid"), str(path), "the grid")
     for section, lines in grid.sections.items():
         for number, line in enumerate(lines):
             # It would run, and stand in no table.

@@ -33,6 +33,7 @@ from training.study.system import System
 from training.study.teacher_system import MINILM_LOOP, TeacherSystem
 from training.study.teachers import TEACHERS
 from training.study.workshop import MakeSystem
+from training.toml import checked
 
 __all__ = ["SYSTEMS", "TEACHERS", "configured", "setup_digest"]
 
@@ -68,12 +69,7 @@ def configured(cell: Cell) -> RunConfig:
         if name not in place:
             raise ConfigError(f"option {option!r}: expected a field of a run configuration, such as student.n_qubits")
         place[name] = value
-    try:
-        config = RunConfig.model_validate(found)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the run"
-        raise ConfigError(f"options of {cell.id}: {where}: {first['msg']}, found {first['input']!r}") from exc
+    config = checked(RunConfig, found, f"options of {cell.id}", "the run")
     if config.student.embedder != EMBEDDERS[cell.track]:
         raise ConfigError(
             f"{path}: student.embedder is {config.student.embedder!r}, expected {EMBEDDERS[cell.track]!r} on the track "
