@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from training.config import RunConfig
 from training.errors import ConfigError
+from training.figures import save
 from training.search.space import configure
 from training.study.statistics import spread
 from training.study.tables import Table, as_text
@@ -184,10 +185,7 @@ def plot(found: SearchResult, path: Path) -> bool:
     else:
         importances.text(0.5, 0.5, "too few trials", transform=importances.transAxes, ha="center", va="center")
     importances.set_xlabel("share of the accuracy's variance (fANOVA)", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version in it, equal results give equal files.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return True
+    return save(figure, path)
 
 
 def _assignments(fields: dict[str, Any]) -> Sequence[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from training.errors import StudyError
+from training.figures import save
 from training.study.tables import Table
 
 PAPER_ACCURACY = (0.6785, 0.7375)
@@ -89,10 +90,7 @@ def hardware_bars(figures: dict[str, Any], path: Path) -> bool:
     lowest = min(PAPER_ACCURACY[0], *(found[name] for found in tasks.values() for name in _READINGS))
     axis.set_ylim(math.floor(10 * lowest - 0.5) / 10, 1.0)
     axis.legend(fontsize=7, loc="upper left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version in it, equal figures give equal files.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return True
+    return save(figure, path)
 
 
 def standard_error(accuracy: float, n_texts: int) -> float:

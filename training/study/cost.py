@@ -24,6 +24,7 @@ from models.engines.compiled import MAX_QUBITS, CompiledEngine, MultilinearTenso
 from models.engines.mindquantum import MindQuantumEngine
 from training.circuit_torch import CircuitExpvals
 from training.errors import StudyError
+from training.figures import save
 from training.study.tables import Table
 
 QUBITS = tuple(range(2, 15))
@@ -245,7 +246,4 @@ def cost_plot(figures: dict[str, Any], path: Path) -> bool:
             axis.legend(fontsize=6)
     times.set_yscale("log")
     sizes.set_yscale("log")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version in it, equal figures give equal files.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return True
+    return save(figure, path)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from training.figures import save
 from training.study.cells import Track
 from training.study.grid import Plan, Section
 from training.study.results import Results, Split
@@ -58,7 +59,7 @@ def dots(plan: Plan, section: Section, measures: Sequence[Measure], results: Res
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
         drawn = drawn or bool(points)
-    return _save(figure, path, drawn)
+    return save(figure, path, drawn)
 
 
 def curves(plan: Plan, section: Section, axis_name: str, results: Results, split: Split, path: Path) -> bool:
@@ -94,7 +95,7 @@ def curves(plan: Plan, section: Section, axis_name: str, results: Results, split
         else:
             _say_not_run(axis)
         drawn = drawn or bool(lines)
-    return _save(figure, path, drawn)
+    return save(figure, path, drawn)
 
 
 def _far_apart(values: Sequence[float]) -> bool:
@@ -105,16 +106,6 @@ def _panels(n_rows: int, n_columns: int, height: float) -> tuple[Figure, list[Ax
     # Without pyplot no display is looked for and no figure stays open.
     figure = Figure(figsize=(4.2 * n_columns, height * n_rows), layout="constrained")
     return figure, list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
-
-
-def _save(figure: Figure, path: Path, drawn: bool) -> bool:
-    if drawn:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Without the version in it, equal results give equal files.
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-    else:
-        path.unlink(missing_ok=True)
-    return drawn
 
 
 def _say_not_run(axis: Axes) -> None:
