@@ -100,6 +100,7 @@ def test_bertqtc_trains_angles_and_a_linear_layer(teacher_folder: TeacherFolder,
     angles = student_circuit("paper", 4, 1).n_parameters
     assert outcome.n_trainable == angles + 2 * (384 // 4 + 1)
     assert outcome.n_total == outcome.n_trainable + ENCODER
+    assert outcome.facts["encoder_trained"] == 0
 
 
 def test_lsfls_trains_the_whole_language_model(teacher_folder: TeacherFolder, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from study_fakes import cell, ran
 
 from training.errors import StudyError
 from training.study.archive import Archive, write_archive
+from training.study.cells import Cell
 from training.study.grid import Entry, Plan
 from training.study.results import CellFolders, Split
 
@@ -99,3 +101,33 @@ def test_other_file_is_refused_and_named(tmp_path: Path, content: str | None, sa
         path.write_text(content, encoding="utf-8")
     with pytest.raises(StudyError, match=rf"cells\.json: {said}"):
         _ = Archive(path).plan
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda found, name: found["plan"].update(cells=[]), "expected the plan of a study"),
+        (lambda found, name: found["cells"].update({name: [1]}), "expected a result with metrics by split"),
+        (lambda found, name: found["cells"][name].pop("n_total"), "found .*'n_trainable'"),
+        (lambda found, name: found["cells"][name]["correct"].update(test="zz"), "expected a bit a test text"),
+        (lambda found, name: found["cells"][name]["correct"].update(test="ff"), "found .*8 bits for 30 texts"),
+    ],
+    ids=["plan", "result", "field", "no bits", "too few bits"],
+)
+def test_damaged_archive_is_refused_and_named(root: Path, spoil: Callable[[Any, str], None], said: str) -> None:
+    one = cell()
+    ran(root, one)
+    path = archived(root, plan(one)).path
+    found = json.loads(path.read_text(encoding="utf-8"))
+    spoil(found, one.id)
+    path.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(StudyError, match=rf"cells\.json: .*{said}"):
+        _read(Archive(path), one)
+
+
+def _read(archive: Archive, one: Cell) -> None:
+    """As a report does."""
+    assert archive.plan.cells == [one]
+    result = archive.get(one, "test")
+    assert result is not None
+    result.correct("test")

@@ -108,3 +108,11 @@ def test_nothing_bounds_a_student_that_reaches_its_target(
     found = plan(main=students(0.9))
     ran(results.root, *found.cells)
     assert bounds_table(found, results, "test").notes == ["Weather: the best track reaches its target."]
+
+
+def test_validation_texts_say_nothing_of_a_target(results: CellFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "TARGETS", {TASK: 0.99})
+    found = plan(main=students(0.7))
+    ran(results.root, *found.cells)
+    assert bounds_table(found, results, "test").notes
+    assert bounds_table(found, results, "validation").notes == []

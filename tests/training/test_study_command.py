@@ -151,6 +151,17 @@ def test_study_exports_what_the_report_reads_without_the_cache(
     assert "2 of 4 cells are measured" in (outs[0] / "study.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("export", ["grid.toml/cells.json", "data"], ids=["below a file", "a folder"])
+def test_export_that_cannot_be_written_is_refused_before_anything_runs(
+    arguments: list[str], workshop: NamedWorkshop, tmp_path: Path, export: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--export", str(tmp_path / export)]) == 2
+    out, err = capsys.readouterr()
+    assert f"--export {tmp_path / export}: expected a file that can be written" in err
+    assert not out
+    assert not (workshop.cache / "study").exists()
+
+
 def test_cell_that_the_grid_lacks_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--cell", "abc"]) == 2
     assert "--cell abc: expected the id of one of the grid's 4 cells" in capsys.readouterr().err
@@ -208,6 +219,8 @@ def test_fewer_texts_keep_their_logits_and_the_other_splits(workshop: NamedWorks
     np.testing.assert_array_equal(lesson.data.train.targets, DATA.train.targets[rows])
     assert lesson.data.validation.sha256 == DATA.validation.sha256
     assert len(lesson.soft.validation) == len(DATA.validation)
+    assert lesson.whole is not None
+    assert lesson.whole.sha256 == DATA.sha256
 
 
 def test_system_does_not_see_how_many_texts_there_are(workshop: NamedWorkshop) -> None:

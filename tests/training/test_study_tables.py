@@ -295,3 +295,21 @@ def test_damaged_result_is_refused_and_named(results: CellFolders, content: str)
     (results.root / one.id / "result.json").write_text(content, encoding="utf-8")
     with pytest.raises(StudyError, match=rf"{one.id}/result\.json: not a cell's result"):
         results.get(one, "test")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY"], ids=["empty", "a zip cut short", "no zip"])
+def test_damaged_predictions_are_refused_and_named(results: CellFolders, content: bytes) -> None:
+    one = cell()
+    ran(results.root, one)
+    (results.root / one.id / "predictions.npz").write_bytes(content)
+    result = results.get(one, "test")
+    assert result is not None
+    with pytest.raises(StudyError, match=rf"{one.id}/predictions\.npz: no predictions: .*run the cell again"):
+        result.correct("test")
+
+
+def test_damaged_failure_is_still_a_failure(results: CellFolders) -> None:
+    one = cell(fails="diverges")
+    ran(results.root, one)
+    (results.root / one.id / "error.json").write_text("[]", encoding="utf-8")
+    assert results.failure(one) == "failed, and its error.json cannot be read"

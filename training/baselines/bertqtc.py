@@ -104,7 +104,8 @@ class BertQtc:
         )
         n_trainable = count(model)
         n_total = n_trainable + features.n_parameters
-        return Outcome(classifier, n_trainable, n_total, history.accuracies, loop_facts(history))
+        facts = {**features.facts, **loop_facts(history)}
+        return Outcome(classifier, n_trainable, n_total, history.accuracies, facts)
 
 
 class BertQtcModule(torch.nn.Module):

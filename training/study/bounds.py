@@ -83,13 +83,15 @@ def teacher_table(plan: Plan, results: Results, split: Split, paper: Mapping[str
 def bounds_table(plan: Plan, results: Results, split: Split) -> Table:
     """Targets, teachers, linear probes, students and the last steps of the learning curves, side by side.
 
-    What is below the table is said of every task whose student is below its target.
+    What is below the table is said of every task whose student is below its target; of test texts alone, which the
+    targets are of.
     """
     table = Table(["accuracy", *plan.tasks])
     parts = {task: _parts(plan, task, results, split) for task in plan.tasks}
     for row in dict.fromkeys(row for found in parts.values() for row in found):
         table.rows.append([row, *(parts[task].get(row, "not planned") for task in plan.tasks)])
-    table.notes = [line for task in plan.tasks if (line := _said(plan, task, results, split))]
+    if split == "test":
+        table.notes = [line for task in plan.tasks if (line := _said(plan, task, results, split))]
     return table
 
 

@@ -117,7 +117,8 @@ class CellFolders:
         def correct(split: Split) -> np.ndarray:
             path = folder / "predictions.npz"
             try:
-                with np.load(path) as arrays:
+                # A file that NumPy opens itself stays open where it turns out to be no archive.
+                with path.open("rb") as file, np.load(file) as arrays:
                     return np.asarray(arrays[split].argmax(axis=1) == arrays[f"{split}_targets"])
             except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as exc:
                 raise StudyError(f"{path}: no predictions: {exc}; delete its folder and run the cell again") from exc
