@@ -16,7 +16,7 @@ from training.search.results import table as search_table
 from training.study import paper
 from training.study.archive import Archive
 from training.study.baihua import hardware_bars, hardware_table, read_hardware
-from training.study.bounds import bounds_table, target_lines, teacher_table
+from training.study.bounds import UNTAUGHT, bounds_table, target_lines, teacher_table
 from training.study.comparing import comparison_table, comparisons, marks, notes
 from training.study.cost import cost_plot, cost_table, read_cost
 from training.study.grid import Plan, Section, read_plan
@@ -100,7 +100,6 @@ _PAIRED = (
     "exact test compares single predictions, those of the lowest common seed. Neither is "
     "corrected for the number of comparisons. Systems that learned from different numbers of texts are not compared."
 )
-_UNTAUGHT = "student without a teacher"  # the system
 _TIMES: tuple[Measure, ...] = ("distil_seconds", "inference_us")
 _TIME_TITLE = "Distillation and inference time (Fig. 3)"
 
@@ -153,7 +152,7 @@ def write_report(plan: Plan, results: Results, out: Path, split: Split = "test",
         report.main()
     if plan.entries("losses"):
         losses = accuracy_table(plan, "losses", "loss", results, split, paper.LOSSES)
-        if any(entry.cell.system == _UNTAUGHT for entry in plan.entries("losses")):
+        if any(entry.cell.system == UNTAUGHT for entry in plan.entries("losses")):
             losses.notes.append(_LOSSES)
         report.table("Losses (Table 7)", losses)
     if plan.entries("teachers"):
