@@ -21,8 +21,8 @@ _COLOURS: dict[Track, str] = {"frozen": "C0", "adapted": "C1", "end-to-end": "C2
 Measure = Literal["accuracy", "distil_seconds", "inference_us"]
 NAMES: dict[Measure, str] = {
     "accuracy": "accuracy",
-    "distil_seconds": "distillation, seconds an epoch",
-    "inference_us": "inference, µs a text",
+    "distil_seconds": "distillation, CPU seconds an epoch",
+    "inference_us": "inference, CPU µs a text",
 }
 
 

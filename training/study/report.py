@@ -86,8 +86,8 @@ _LOSSES = (
     "labels where those of the other rows are fitted to the teacher's logits."
 )
 _READING = (
-    "Acc/Param is accuracy divided by the trained parameters. Tkd is the time of an epoch of learning on one thread, "
-    "in seconds; a system without epochs counts as one, and one whose epochs came from a cache as not timed. "
+    "Acc/Param is accuracy divided by the trained parameters. Tkd is the CPU time of an epoch of learning on one "
+    "thread, in seconds; a system without epochs counts as one, and one whose epochs came from a cache as not timed. "
     "TinyBERT's is an epoch of each of its two stages. All compression baselines copy or hear the MiniLM that was "
     "tuned on all texts of the task, and QD-LLM hears teachers that were; rows that say 2,400 texts, QD-LLM's among "
     "them, learn from no more themselves. The compression baselines are small-scale implementations of each method's "
