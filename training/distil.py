@@ -179,16 +179,11 @@ def fit(
     x, x_validation = (torch.tensor((part.embeddings - mean) / scale) for part in (train, validation))
     teacher, targets = torch.tensor(train.teacher_logits), torch.tensor(train.targets)
     model = build(x.shape[1], train.teacher_logits.shape[1])
-    if config.optimiser.start == "linear":
-        start_linear(model, x, teacher, config.optimiser, channel)
-    optimiser = _optimiser(model, config.optimiser)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.averaging))  # type: ignore[no-untyped-call]
     name = f"{config.task}-{_run_key(config, train, validation, channel, kind)}"
-    run = _Run(cache / f"{name}.pt", kind, model, averaged, optimiser)
+    path = cache / f"{name}.pt"
 
-    def validate() -> dict[str, float]:
+    def validate(kept: ReducedModule) -> dict[str, float]:
         found = {}
-        kept = cast(ReducedModule, averaged.module)
         with torch.inference_mode():
             expvals = kept.expvals(x_validation)
             drawn = {} if channel is None else {"_on_chip": channel(expvals.repeat(_VALIDATION_DRAWS, 1))}
@@ -202,17 +197,24 @@ def fit(
         return found
 
     epochs = config.optimiser.epochs
-    with alone(run.path.with_suffix(".lock")):
+    with alone(path.with_suffix(".lock")):
+        # A run that goes on, or is read, has left its start behind; of all texts a start takes as long as an epoch.
+        if config.optimiser.start == "linear" and not path.exists():
+            start_linear(model, x, teacher, config.optimiser, channel)
+        optimiser = _optimiser(model, config.optimiser)
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.averaging))  # type: ignore[no-untyped-call]
+        kept = cast(ReducedModule, averaged.module)
+        run = _Run(path, kind, model, averaged, optimiser)
         run.resume()
         if not run.history:
-            run.finish_epoch(validate())
+            run.finish_epoch(validate(kept))
         bar = tqdm(total=epochs, initial=run.epoch, desc=f"{kind} {config.task}", unit="epoch", disable=not progress)
         while run.epoch < epochs:
             begin = time.process_time()
             _set_learning_rates(optimiser, run.epoch, epochs)
             loss = _train_epoch(model, averaged, optimiser, x, teacher, targets, config, run, channel)
             seconds = time.process_time() - begin
-            validated = validate()
+            validated = validate(kept)
             # What an epoch's last step spoils, only its validation shows.
             for metric, value in validated.items():
                 run.require_number(metric.replace("_", " "), value, f"after epoch {run.epoch + 1} of {epochs}")
