@@ -53,6 +53,14 @@ def test_target_is_met_only_so_far_while_runs_are_missing(results: CellFolders) 
     assert (found[0]["said"], found[0]["margin"]) == ("not measured", None)
 
 
+def test_student_of_fewer_texts_is_held_against_no_target(results: CellFolders) -> None:
+    few = Entry(cell(teacher="bloom", n_train=10, share=0.9), "student, 10 texts")
+    found = plan(main=(few, *students(0.8)))
+    ran(results.root, *found.cells)
+    _, targets = target_lines(found, results, "test", {TASK: 0.5})
+    assert [target["row"] for target in targets] == ["student"]
+
+
 def test_student_that_is_too_large_is_said_to_be(results: CellFolders) -> None:
     one = Entry(cell(n_trainable=9276), "student")
     ran(results.root, one.cell)
