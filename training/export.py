@@ -203,7 +203,12 @@ def _origin_of_adapted(path: Path, weights_sha256: str) -> dict[str, Any]:
         configuration = noted["configuration"]
         adapted = {
             "trained_parameters": noted["trained_parameters"],
-            "teacher": configuration["teacher"],
+            "teacher": "; ".join(
+                [
+                    configuration["teacher"],
+                    *(f"{task}: {name}" for task, name in configuration.get("teachers", {}).items()),
+                ]
+            ),
             "data_sha256": noted["data_sha256"],
             "weights_sha256": noted["weights_sha256"],
             "configuration_sha256": hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest(),

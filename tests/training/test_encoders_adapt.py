@@ -182,6 +182,25 @@ def test_generated_texts_are_a_task_more(encoder: Path, tmp_path: Path) -> None:
     assert set(found["data_sha256"]) == {"tweets", "hiding"}
 
 
+def test_task_may_have_a_teacher_of_its_own(encoder: Path, data: Path, tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def noting(name: str) -> AskTeacher:
+        def note(task: str, data: TaskData, cache: Path) -> Soft:
+            asked.append((name, task))
+            return sure(task, data, cache)
+
+        return note
+
+    changed = config(encoder, teachers={"hiding": "other"})
+    teachers = {"sure": noting("sure"), "other": noting("other")}
+    out = tmp_path / "out"
+    adaptation(changed, data, tmp_path / "cache", out, teachers).run(progress=False)
+    assert asked == [("sure", "place"), ("other", "hiding")]
+    info = export_embedder(str(out), tmp_path / "tiny", "fp32", max_tokens=16)
+    assert info["source"]["adapted"]["teacher"] == "sure; hiding: other"
+
+
 @pytest.mark.parametrize("inside", ["out/notes.txt", "out"])
 def test_folder_of_something_else_is_refused_before_anything_is_learned(
     encoder: Path, data: Path, tmp_path: Path, inside: str
@@ -195,8 +214,11 @@ def test_folder_of_something_else_is_refused_before_anything_is_learned(
     assert not (tmp_path / "cache").exists()
 
 
-def test_unknown_teacher_is_refused_with_those_known(encoder: Path, data: Path, tmp_path: Path) -> None:
-    unknown = config(encoder, teacher="nobody")
+@pytest.mark.parametrize("teachers", [{"teacher": "nobody"}, {"teachers": {"hiding": "nobody"}}])
+def test_unknown_teacher_is_refused_with_those_known(
+    encoder: Path, data: Path, tmp_path: Path, teachers: dict[str, Any]
+) -> None:
+    unknown = config(encoder, **teachers)
     with pytest.raises(ConfigError, match=r"teacher 'nobody': expected one of \['never', 'sure'\]"):
         adaptation(unknown, data, tmp_path / "cache", tmp_path / "out", {"sure": never, "never": never}).run(
             progress=False
@@ -297,6 +319,11 @@ def test_shipped_configuration_is_read() -> None:
             '[repeats]\nhiding = 1\n[generated]\ntweets = "hiding"\nhiding = "hiding"\nn_written = 399',
             r"generated\.n_written: .*greater than or equal to 400, found 399",
         ),
+        (
+            '[repeats]\nhiding = 1\n[teachers]\nhidden = "mpnet"',
+            r"teachers names the task 'hidden', expected one of \['hiding'\]",
+        ),
+        ("[repeats]\nhiding = 1\n[encoder]\ndepth = 0", r"encoder\.depth: .*greater than or equal to 1, found 0"),
         ("[repeats]", "repeats: Dictionary should have at least 1 item"),
         ("[repeats]\nhiding = 0", r"repeats\.hiding: .*greater than or equal to 1, found 0"),
         ("guidance = 1.5\n[repeats]\nhiding = 1", r"guidance: .*less than or equal to 1, found 1\.5"),

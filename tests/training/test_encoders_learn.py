@@ -233,6 +233,14 @@ def test_means_are_of_a_texts_own_tokens_whatever_its_neighbours(encoders: dict[
             torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoder_that_is_cut_answers_as_the_layers_that_are_kept(encoders: dict[str, Path], kind: str) -> None:
+    whole, cut = (open_encoder(encoders[kind], changed(layers=(2,), depth=depth), {"place": 3}) for depth in (None, 2))
+    assert len(cut.model.encoder.encoder.layer) == cut.model.encoder.config.num_hidden_layers == 2
+    assert len(whole.model.encoder.encoder.layer) == N_LAYERS
+    np.testing.assert_array_equal(cut.answer("place", PLACE.validation), whole.answer("place", PLACE.validation))
+
+
 def test_answers_come_in_the_texts_order_and_the_same_in_any_batch(bert: Path) -> None:
     readers = [open_encoder(bert, changed(batch_size=size), {"place": 3}) for size in (1, 7)]
     one, seven = (reader.answer("place", PLACE.validation) for reader in readers)
@@ -309,6 +317,11 @@ def test_encoder_of_another_build_is_refused_and_named(bert: Path, tmp_path: Pat
 def test_layers_that_the_encoder_lacks_are_refused(bert: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(EncoderError, match=r"expected some of 1 to 3"):
         open_encoder(bert, changed(**wrong), {"place": 3})
+
+
+def test_more_layers_than_there_are_cannot_be_kept(bert: Path) -> None:
+    with pytest.raises(EncoderError, match=f"{bert}: depth is 4, expected at most its 3 layers"):
+        open_encoder(bert, changed(depth=4), {"place": 3})
 
 
 # --- learning ---

@@ -50,20 +50,22 @@ class Adaptation:
 
         Raises:
             FolderError: If `out` holds anything but an adapted encoder.
-            ConfigError: If the teacher's name is unknown.
+            ConfigError: If a teacher's name is unknown.
             DataError: If a task's texts cannot be read.
             EncoderError: If the encoder cannot be found.
             DivergedError: If the loss is no number; the last finished epoch stays in the cache.
         """
         require_replaceable(self.out.resolve(), ADAPTED)
         config = self.config
-        if config.teacher not in self.teachers:
-            raise ConfigError(f"teacher {config.teacher!r}: expected one of {sorted(self.teachers)}")
-        ask = self.teachers[config.teacher]
+        teachers = {task: config.teacher_of(task) for task in config.repeats}
+        for name in teachers.values():
+            if name not in self.teachers:
+                raise ConfigError(f"teacher {name!r}: expected one of {sorted(self.teachers)}")
         folder = find_encoder(config.encoder.source, self.cache)  # before the teachers, which may take hours
         tasks = {task: load_task(self.data / task) for task in config.repeats}
         subjects = {
-            task: Subject(data, ask(task, data, self.cache), config.repeats[task]) for task, data in tasks.items()
+            task: Subject(data, self.teachers[teachers[task]](task, data, self.cache), config.repeats[task])
+            for task, data in tasks.items()
         }
         if (generated := config.generated) is not None:
             data = generated_task(tasks[generated.tweets], tasks[generated.hiding], generated.n_written, generated.seed)

@@ -16,6 +16,7 @@ class EncoderConfig(Section):
     """An encoder under training: linear heads on the means of some layers over a text's own tokens."""
 
     source: str = Field("minilm-l6", description="`minilm-l6`, `mpnet`, or the folder of a Hugging Face encoder")
+    depth: int | None = Field(None, ge=1, description="layers that are kept, the lowest; None for all")
     layers: tuple[int, ...] = Field((4, 6), min_length=1, description="whose means the heads read, counted from 1")
     frozen_layers: int = Field(
         0, ge=0, description="the word vectors and this many layers above them keep their weights"
@@ -57,6 +58,7 @@ class AdaptConfig(Section):
     """The adapted encoder: one for all tasks, from the labels and from what each task's teacher says."""
 
     teacher: str = Field("ensemble", description="by the name that the study has for it")
+    teachers: dict[str, str] = Field({}, description="tasks that have another teacher, and whom")
     guidance: float = Field(0.5, ge=0, le=1, description="weight of the labels; the teacher has the rest")
     temperature: Positive = Field(2.0, description="softens teacher and encoder, as in eq. 14")
     repeats: dict[str, Annotated[int, Field(ge=1)]] = Field(
@@ -65,8 +67,15 @@ class AdaptConfig(Section):
     generated: GeneratedConfig | None = None
     encoder: EncoderConfig = EncoderConfig()
 
+    def teacher_of(self, task: str) -> str:
+        """The name of a task's teacher."""
+        return self.teachers.get(task, self.teacher)
+
     @model_validator(mode="after")
     def _tasks_are_there(self) -> AdaptConfig:
+        for task in self.teachers:
+            if task not in self.repeats:
+                raise ValueError(f"teachers names the task {task!r}, expected one of {sorted(self.repeats)}")
         if self.generated is not None:
             if GENERATED in self.repeats:
                 raise ValueError(f"repeats names the task {GENERATED!r}, which generated makes")

@@ -159,7 +159,8 @@ def _key(
     parts: dict[str, Any] = {
         "encoder": file_sha256(folder / "model.safetensors"),
         "tokenizer": file_sha256(folder / "tokenizer.json"),
-        "config": config.model_dump(),
+        # Without what is not stated: a new field leaves finished runs finished.
+        "config": {name: value for name, value in config.model_dump().items() if value is not None},
         "guidance": guidance,
         "temperature": temperature,
         "subjects": {

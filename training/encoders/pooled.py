@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from training.baselines.batches import Batch, Tokens
@@ -100,7 +100,7 @@ def open_encoder(folder: Path, config: EncoderConfig, n_classes: Mapping[str, in
         n_classes: Of each task.
 
     Raises:
-        EncoderError: If the folder lacks a file, holds no encoder, or one with fewer layers.
+        EncoderError: If the folder lacks a file, holds no encoder, or one with fewer layers than are read or kept.
     """
     set_verbosity_error()  # it reports weights of heads that are not read
     disable_progress_bar()
@@ -109,8 +109,9 @@ def open_encoder(folder: Path, config: EncoderConfig, n_classes: Mapping[str, in
             raise EncoderError(f"{folder / name}: no such file; expected the folder of a Hugging Face encoder with it")
     torch.manual_seed(config.seed)
     try:
+        cut = _cut(folder, config.depth)
         # Eager: on a CPU, with dropout and a mask, the fused attention takes half as long again.
-        encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **cut)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as exc:
         raise EncoderError(f"{folder}: expected a Hugging Face encoder: {exc}") from exc
     if not hasattr(encoder, "pooler") or not hasattr(encoder.encoder, "layer"):
@@ -127,6 +128,16 @@ def open_encoder(folder: Path, config: EncoderConfig, n_classes: Mapping[str, in
     tokenizer.no_padding()
     tokenizer.enable_truncation(config.max_tokens)
     return Reader(model.eval(), tokenizer, config.batch_size, folder)
+
+
+def _cut(folder: Path, depth: int | None) -> dict[str, int]:
+    """What `from_pretrained` is to make of the encoder's number of layers: it would draw those that there are not."""
+    if depth is None:
+        return {}
+    n_layers = int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+    if depth > n_layers:
+        raise EncoderError(f"{folder}: depth is {depth}, expected at most its {n_layers} layers")
+    return {"num_hidden_layers": depth}
 
 
 def _freeze(encoder: PreTrainedModel, config: EncoderConfig, n_read: int) -> None:
