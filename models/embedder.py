@@ -151,7 +151,8 @@ def find_embedder(name: str, beside: Path | None = None) -> Path:
 
     Args:
         name: A name, or a path to a folder.
-        beside: The folder that holds a `bundles` folder: its students' own embedders are in `embedders` there.
+        beside: A folder that may have embedders of its own, in `embedders`: the one that holds a `bundles` folder, or a
+            cache.
 
     Raises:
         EmbedderError: If there is none of them.

@@ -70,7 +70,7 @@ class Pipeline:
         if teacher is not None:
             config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": teacher})})
         texts = load_task(data)
-        embedder = Embedder(find_embedder(config.student.embedder))
+        embedder = Embedder(find_embedder(config.student.embedder, cache))
         circuit = _student_circuit(config, embedder, texts.labels)
         return cls(config, texts, embedder, circuit, teach(texts.train, config.teacher, cache / "teachers"), cache)
 

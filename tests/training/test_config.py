@@ -10,7 +10,7 @@ from training.config import LossConfig, RunConfig, load_config
 from training.errors import ConfigError
 
 CONFIGS = Path(config_module.__file__).parent / "configs"
-OTHERS = {"adapt", "search", "study"}  # files of other kinds, read by other commands
+OTHERS = {"adapt", "adapt-mpnet", "search", "study"}  # files of other kinds, read by other commands
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.toml") if path.stem not in OTHERS)
 
 

@@ -143,21 +143,21 @@ def test_missing_space_is_refused(tmp_path: Path) -> None:
 
 
 def test_layer_that_the_embedder_lacks_is_refused(tmp_path: Path) -> None:
-    assert embedders(space_of(SPACE, tmp_path), BASE).keys() == {"minilm-l6"}
+    assert embedders(space_of(SPACE, tmp_path), BASE, tmp_path).keys() == {"minilm-l6"}
     space = space_of('[student]\nfeatures = { values = [["mean:4"], ["mean:7"]] }', tmp_path)
     with pytest.raises(ConfigError, match=r"student\.features of the embedder minilm-l6: feature 'mean:7'"):
-        embedders(space, BASE)
+        embedders(space, BASE, tmp_path)
 
 
 @pytest.mark.parametrize("task", ["emotion", "hiding", "thematic"])
 @pytest.mark.parametrize("folder", [".", "frozen"])
-def test_shipped_space_holds_the_shipped_configurations(task: str, folder: str) -> None:
+def test_shipped_space_holds_the_shipped_configurations(task: str, folder: str, tmp_path: Path) -> None:
     base = load_config(CONFIGS / folder / f"{task}.toml")
     space = load_space(CONFIGS / "search.toml", base)
     known = space.encode(base)
     assert known is not None
     assert configure(base, space.decode(known)) == base
-    assert embedders(space, base).keys() == {base.student.embedder}
+    assert embedders(space, base, tmp_path).keys() == {base.student.embedder}
 
 
 Searched = tuple[SearchResult, FakeTrainee, Path]

@@ -62,7 +62,7 @@ def workshop(tmp_path: Path) -> NamedWorkshop:
 def arguments(workshop: NamedWorkshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`qdtrain study` on a grid of two cells that learn and two that diverge."""
     monkeypatch.setattr(command, "SYSTEMS", workshop.systems)
-    monkeypatch.setattr(command, "setup_digest", lambda cell: "")
+    monkeypatch.setattr(command, "setup_digest", lambda cell, cache: "")
     (tmp_path / "grid.toml").write_text(GRID, encoding="utf-8")
     named = {"--data": workshop.data, "--cache": workshop.cache, "--workers": 1}
     return ["study", str(tmp_path / "grid.toml"), *(str(part) for pair in named.items() for part in pair)]

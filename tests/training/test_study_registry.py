@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from dataclasses import replace
@@ -41,8 +42,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Track, Path
 
 def test_every_system_of_the_shipped_grid_is_registered_under_its_own_name_and_travels() -> None:
     plan = plan_of(load_grid(CONFIGS / "study.toml"), dict.fromkeys(TASKS, DIGEST), lambda cell: "")
-    of_both_tracks = {replace(c, track="frozen") if c.track == "adapted" else c for c in plan.cells if c.seed == 0}
-    for cell in of_both_tracks:
+    adapted = ("adapted", "adapted-large")
+    of_few_tracks = {replace(c, track="frozen") if c.track in adapted else c for c in plan.cells if c.seed == 0}
+    for cell in of_few_tracks:
         options = Options({name: value for name, value in cell.options.items() if name != "n_train"})
         make = pickle.loads(pickle.dumps(SYSTEMS[cell.system]))
         assert make(replace(cell, options=options)).name == cell.system
@@ -112,31 +114,42 @@ def test_options_of_a_baseline_reach_it_and_its_loop() -> None:
     assert other.config.learning_rate == 2e-3  # its own default, not the loop's
 
 
-def test_setup_follows_the_configuration_where_the_system_reads_it(folders: dict[Track, Path]) -> None:
+def test_setup_follows_the_configuration_where_the_system_reads_it(folders: dict[Track, Path], tmp_path: Path) -> None:
     cells = [make_cell(), make_cell("logistic regression"), make_cell("TextRCNN", "end-to-end")]
-    before = [setup_digest(cell) for cell in cells]
+    before = [setup_digest(cell, tmp_path) for cell in cells]
     path = folders["frozen"] / "emotion.toml"
     path.write_text(path.read_text(encoding="utf-8").replace("guidance = 0.1", "guidance = 0.2"), encoding="utf-8")
-    after = [setup_digest(cell) for cell in cells]
+    after = [setup_digest(cell, tmp_path) for cell in cells]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, True]
     path.write_text(path.read_text(encoding="utf-8").replace('"mean:5"', '"mean:6"'), encoding="utf-8")
-    assert setup_digest(cells[1]) != before[1]
+    assert setup_digest(cells[1], tmp_path) != before[1]
     assert before[2] == ""
 
 
-def test_setup_does_not_follow_options_defaults_or_the_teacher(folders: dict[Track, Path]) -> None:
-    before = setup_digest(make_cell())
+def test_setup_does_not_follow_options_defaults_or_the_teacher(folders: dict[Track, Path], tmp_path: Path) -> None:
+    before = setup_digest(make_cell(), tmp_path)
     path = folders["frozen"] / "emotion.toml"
     text = path.read_text(encoding="utf-8")
     text = text.replace("[teacher]\nepochs = 1\n", "[teacher]\nepochs = 3\n")
     text = text.replace("[student]\n", "[student]\nn_qubits = 11\n")
     path.write_text(text, encoding="utf-8")
     assert configured(make_cell()).teacher.epochs == 3
-    assert setup_digest(make_cell(**{"loss.kl": 0.5})) == before
+    assert setup_digest(make_cell(**{"loss.kl": 0.5}), tmp_path) == before
 
 
-def test_setup_of_an_embedder_that_is_not_there_yet_is_empty(folders: dict[Track, Path]) -> None:
-    assert setup_digest(make_cell(track="adapted")) == ""
+def test_setup_of_an_embedder_that_is_not_there_yet_is_empty(folders: dict[Track, Path], tmp_path: Path) -> None:
+    assert setup_digest(make_cell(track="adapted"), tmp_path) == ""
+
+
+def test_setup_follows_an_embedder_that_the_cache_has(tmp_path: Path) -> None:
+    cell, found = make_cell(track="adapted-large"), []
+    info = tmp_path / "embedders" / "mpnet-l6-adapted" / "embedder.json"
+    info.parent.mkdir(parents=True)
+    for weights in ("a", "b"):
+        info.write_text(json.dumps({"files": {"model.onnx": weights}}), encoding="utf-8")
+        found.append(setup_digest(cell, tmp_path))
+    assert len({*found, ""}) == 3
+    assert configured(cell).student.embedder == "mpnet-l6-adapted"
 
 
 def test_teacher_answers_as_a_system(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, teachers: Mapping[str, AskTeacher] | None =
         raise ConfigError(f"--seconds {options.seconds}: expected more than 0")
     base = load_config(options.config)
     space = load_space(options.space, base)
-    hashes = embedders(space, base)
+    hashes = embedders(space, base, options.cache)
     known = TEACHERS if teachers is None else teachers
     teacher = options.teacher
     if teacher not in known:

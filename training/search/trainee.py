@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache as once
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class StudentTrainee:
 
     def n_trainable(self, config: RunConfig) -> int:
         """Parameters of the configured student."""
-        size = _embedder(config.student.embedder).embedding_size(config.student.features)
+        size = _embedder(config.student.embedder, self.lesson.cache).embedding_size(config.student.features)
         return student_parameters(config, size, len(self.lesson.data.labels))
 
     def train(self, config: RunConfig) -> Score:
@@ -47,8 +48,13 @@ class StudentTrainee:
         return Score(float((logits.argmax(axis=1) == texts.targets).mean()), loss.item())
 
 
-def embedders(space: Space, base: RunConfig) -> dict[str, str]:
+def embedders(space: Space, base: RunConfig, cache: Path) -> dict[str, str]:
     """The space's embedders, name to hash, once every one of them is known to have the space's layers.
+
+    Args:
+        space: Levers.
+        base: The configuration that it is around.
+        cache: May have embedders that are not shipped, in `embedders`.
 
     Raises:
         ConfigError: Names them.
@@ -57,7 +63,7 @@ def embedders(space: Space, base: RunConfig) -> dict[str, str]:
     names, features = space.levers.get("student.embedder"), space.levers.get("student.features")
     found = {}
     for name in names.values if isinstance(names, Values) else (base.student.embedder,):
-        embedder = _embedder(name)
+        embedder = _embedder(name, cache)
         for value in features.values if isinstance(features, Values) else (base.student.features,):
             try:
                 embedder.embedding_size(value)
@@ -67,6 +73,6 @@ def embedders(space: Space, base: RunConfig) -> dict[str, str]:
     return found
 
 
-@cache
-def _embedder(name: str) -> Embedder:
-    return Embedder(find_embedder(name), threads=1)
+@once
+def _embedder(name: str, cache: Path) -> Embedder:
+    return Embedder(find_embedder(name, cache), threads=1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from training.data import TaskData
 
-Track = Literal["frozen", "adapted", "end-to-end"]
+Track = Literal["frozen", "adapted", "adapted-large", "end-to-end"]
 _ID_LENGTH = 16  # hexadecimal digits
 
 
@@ -72,7 +72,8 @@ class Cell:
         system: Name of the system.
         task: Name of the task.
         track: `frozen` where the features come from an encoder that is never trained, `adapted` where from one that was
-            trained once for all tasks, `end-to-end` where there are no such features: the model itself is trained.
+            trained once for all tasks, `adapted-large` where that is a larger one, `end-to-end` where there are no such
+            features: the model itself is trained.
         teacher: Name of the teacher or ensemble; None where labels alone teach.
         seed: Of everything that is drawn.
         data: `data_digest` of the task's texts.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from errno import EISDIR
 from functools import cache as once
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -65,7 +66,7 @@ def run_grid(
     if export is not None:
         _require_writable(export)  # a study takes days, and this is written at its end
     digests = {task: data_digest(load_task(data / task)) for task in sorted(grid.tasks)}
-    plan = plan_of(grid, digests, _seedless(setup_digest))
+    plan = plan_of(grid, digests, _seedless(partial(setup_digest, cache=cache)))
     workshop = NamedWorkshop(SYSTEMS, TEACHERS, data, cache)
     cells = _chosen(plan, only, where, root if failed else None)
     workshop.check(cells)

@@ -17,7 +17,7 @@ from training.study.results import Results, Split
 from training.study.tables import Group, group
 
 _WIDE = 8  # of points that far apart the larger ones would hide the smaller ones
-_COLOURS: dict[Track, str] = {"frozen": "C0", "adapted": "C1", "end-to-end": "C2"}
+_COLOURS: dict[Track, str] = {"frozen": "C0", "adapted": "C1", "adapted-large": "C3", "end-to-end": "C2"}
 Measure = Literal["accuracy", "distil_seconds", "inference_us"]
 NAMES: dict[Measure, str] = {
     "accuracy": "accuracy",

@@ -39,7 +39,7 @@ __all__ = ["SYSTEMS", "TEACHERS", "configured", "setup_digest"]
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 # The shipped students are those of the adapted track, so theirs are the configurations in front.
-_FOLDERS: dict[Track, Path] = {"frozen": _CONFIGS / "frozen", "adapted": _CONFIGS}
+_FOLDERS: dict[Track, Path] = {"frozen": _CONFIGS / "frozen", "adapted": _CONFIGS, "adapted-large": _CONFIGS / "large"}
 _END_TO_END: Track = "end-to-end"
 # Of a run configuration these read no more than the features.
 _ON_FEATURES_ALONE = {LogisticRegressionControl.name, BertQtc.name}
@@ -78,17 +78,21 @@ def configured(cell: Cell) -> RunConfig:
     return config
 
 
-def setup_digest(cell: Cell) -> str:
+def setup_digest(cell: Cell, cache: Path) -> str:
     """`Cell.setup`: of the run configuration and the embedder's files, so that a change of either makes other cells.
 
     Empty on the track `end-to-end`, which reads neither, and where one of them is not there yet: whoever runs such a
     cell is told what is wrong.
+
+    Args:
+        cell: Which.
+        cache: Folder of the cache: embedders that are not shipped are in its folder `embedders`.
     """
     if cell.track == _END_TO_END:
         return ""
     try:
         config = configured(replace(cell, options=Options()))
-        info = find_embedder(config.student.embedder) / "embedder.json"
+        info = find_embedder(config.student.embedder, cache) / "embedder.json"
     except (ConfigError, EmbedderError):
         return ""
     # Fields at their defaults do not count: a new field leaves finished cells finished.

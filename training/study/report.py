@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.embedder import find_embedder
-from models.errors import EmbedderError
 from training.search.results import plot as plot_search
 from training.search.results import read_search
 from training.search.results import table as search_table
@@ -17,12 +15,13 @@ from training.study import paper
 from training.study.archive import Archive
 from training.study.baihua import hardware_bars, hardware_table, read_hardware
 from training.study.bounds import UNTAUGHT, bounds_table, target_lines, teacher_table
+from training.study.cells import Track
 from training.study.comparing import comparison_table, comparisons, marks, notes
 from training.study.cost import cost_plot, cost_table, read_cost
 from training.study.grid import Plan, Section, read_plan
 from training.study.plots import Measure, curves, dots
 from training.study.results import CellFolders, Results, Split
-from training.study.student import EMBEDDERS, encoder_trained
+from training.study.student import ADAPTED
 from training.study.tables import (
     Table,
     accuracy_table,
@@ -69,17 +68,18 @@ Figures are of the {split} texts; each is the mean ± standard deviation of inde
 {done} of {all} cells are measured on these texts.
 
 On the track `frozen` the features come from an encoder that is never trained, on `adapted` from one that was trained
-once for all tasks, from the teachers' outputs; `end-to-end` has no such features, the model itself is trained.{adapted}
+once for all tasks, from the teachers' outputs, and on `adapted-large` from a larger one that was; `end-to-end` has no
+such features, the model itself is trained.{adapted}
 Students are noise-free where nothing else is said. The paper's figures stand beside ours where it has them: its texts,
 encoder and teachers are others."""
 _ADAPTED = (
-    "\nThe parameters of the encoder that were trained for `adapted`, {trained:,}, are in no count of a student's or "
-    "control's trained ones. Whatever has no teacher there, `student without a teacher` too, still reads features that "
-    "teachers shaped."
+    "\nThe parameters of an encoder that were trained when it was adapted ({trained}) are in no count of a student's "
+    "or control's trained ones. Whatever has no teacher there, `student without a teacher` too, still reads features "
+    "that teachers shaped."
 )
 _ADAPTED_PARAMETERS = (
-    "Trained parameters are those of what stands on the features. On `adapted` the encoder below had {trained:,} "
-    "trained before, once for all tasks; Acc/Param leaves them out."
+    "Trained parameters are those of what stands on the features. The encoder below had others trained before, once "
+    "for all tasks: {trained}; Acc/Param leaves them out."
 )
 _LOSSES = (
     "`CE` is `student without a teacher`: not its loss alone is another one, for its linear start is fitted to the "
@@ -144,8 +144,8 @@ def write_report(plan: Plan, results: Results, out: Path, split: Split = "test",
     """
     report = _Report(plan, results, out, split)
     done = sum(results.get(cell, split) is not None for cell in plan.cells)
-    trained = _adapted_parameters(plan)
-    adapted = "" if trained is None else _ADAPTED.format(trained=trained)
+    trained = _adapted_parameters(plan, results, split)
+    adapted = _ADAPTED.format(trained=trained) if trained else ""
     report.parts.append(_INTRODUCTION.format(split=split, done=done, all=len(plan.cells), adapted=adapted))
     if plan.entries("main"):
         report.targets()
@@ -177,15 +177,15 @@ def write_report(plan: Plan, results: Results, out: Path, split: Split = "test",
     return report.save(done)
 
 
-def _adapted_parameters(plan: Plan) -> int | None:
-    """Parameters of the adapted encoder that were trained; None where no cell has it, or there is no such encoder."""
-    if not any(cell.track == "adapted" for cell in plan.cells):
-        return None
-    try:
-        info = find_embedder(EMBEDDERS["adapted"]) / "embedder.json"
-    except EmbedderError:
-        return None
-    return encoder_trained(json.loads(info.read_text(encoding="utf-8")))
+def _adapted_parameters(plan: Plan, results: Results, split: Split) -> str:
+    """Trained parameters of each adapted encoder, by track; empty where no cell has one."""
+    found: dict[Track, int] = {}
+    for cell in plan.cells:
+        if cell.track in ADAPTED and cell.track not in found and (result := results.get(cell, split)) is not None:
+            trained = result.figure("encoder_trained", split)
+            if trained is not None:
+                found[cell.track] = int(trained)
+    return " and ".join(f"{trained:,} on `{track}`" for track, trained in found.items())
 
 
 @dataclass
@@ -206,8 +206,8 @@ class _Report:
     def main(self) -> None:
         plan, results, split = self.plan, self.results, self.split
         parameters = parameter_table(plan, results, split, paper.PARAMETERS)
-        trained = _adapted_parameters(plan)
-        if trained is not None:
+        trained = _adapted_parameters(plan, results, split)
+        if trained:
             parameters.notes.append(_ADAPTED_PARAMETERS.format(trained=trained))
         self.table("Parameters (Table 3)", parameters)
         self.parts.append(f"## {_TIME_TITLE}")

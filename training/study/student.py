@@ -24,8 +24,13 @@ from training.locks import alone
 from training.study.cells import Track
 from training.study.system import Lesson, Outcome
 
-EMBEDDERS: dict[Track, str] = {"frozen": "minilm-l6", "adapted": "minilm-l6-adapted"}
+EMBEDDERS: dict[Track, str] = {
+    "frozen": "minilm-l6",
+    "adapted": "minilm-l6-adapted",
+    "adapted-large": "mpnet-l6-adapted",
+}
 """Whose features a track's systems read."""
+ADAPTED: tuple[Track, ...] = ("adapted", "adapted-large")
 
 # What quantisation adds to a graph: no parameters of the encoder.
 _QUANTISATION = ("_scale", "_scales", "_zero_point", "_zero_points")
@@ -83,7 +88,7 @@ class Features:
     @classmethod
     def of(cls, shape: StudentConfig, lesson: Lesson) -> Features:
         """The features of a configured student; those of a lesson's own texts are kept in its cache."""
-        folder = find_embedder(shape.embedder)
+        folder = find_embedder(shape.embedder, lesson.cache)
         # As many threads as the rest of the cell has: another cell may have the other CPUs.
         embedder = Embedder(folder, threads=torch.get_num_threads())
         return cls(
