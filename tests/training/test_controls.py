@@ -12,6 +12,7 @@ from toy_lessons import TOY, accuracy_on_test, poisoned_teacher, sure_teacher, t
 
 from models.circuit import student_circuit, trainable_parameters
 from models.embedder import find_embedder
+from models.errors import EmbedderError
 from training.config import RunConfig
 from training.data import Texts
 from training.distil import Examples, fit, start_linear
@@ -253,6 +254,15 @@ def test_features_are_the_embedders(embedded: Path) -> None:
     expected = embed_texts(features.embedder, TOY.test, ("mean:4",), embedded, progress=False)
     np.testing.assert_array_equal(features(TOY.test), expected)
     assert features.embedding_size == expected.shape[1] == EMBEDDING_SIZE
+
+
+def test_features_may_be_of_an_embedder_that_the_cache_has(tmp_path: Path) -> None:
+    (tmp_path / "embedders").mkdir()
+    (tmp_path / "embedders" / "own").symlink_to(find_embedder("minilm-l6"))
+    own = configured().student.model_copy(update={"embedder": "own"})
+    assert Features.of(own, toy_lesson(tmp_path)).folder == tmp_path / "embedders" / "own"
+    with pytest.raises(EmbedderError, match="embedder 'own': expected one of"):
+        Features.of(own, toy_lesson(tmp_path / "elsewhere"))
 
 
 def test_texts_that_are_not_the_lessons_are_not_kept(new_cache: NewCache, embedded: Path) -> None:
