@@ -104,11 +104,9 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 # Every lock file is complete, so nothing is resolved here: --no-deps installs exactly what it lists.
-$(SERVE): requirements/serve.txt requirements/serve-no-deps.txt requirements/emulator.txt \
-  requirements/emulator-no-deps.txt pyproject.toml | $(BIN)/pip
+$(SERVE): requirements/serve.txt requirements/emulator.txt requirements/emulator-no-deps.txt pyproject.toml | $(BIN)/pip
 	@echo "installing what serving and the emulator need"
 	@$(PIP) install --no-deps --require-hashes -r requirements/serve.txt
-	@$(PIP) install --no-deps --require-hashes -r requirements/serve-no-deps.txt
 	@$(PIP) install --no-deps --require-hashes -r requirements/emulator.txt
 	@$(PIP) install --no-deps --require-hashes -r requirements/emulator-no-deps.txt
 	@$(PIP) --quiet install --no-deps --no-build-isolation --editable .
