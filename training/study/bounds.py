@@ -7,16 +7,17 @@ from itertools import pairwise
 from typing import Any
 
 from training.pipeline import MAX_PARAMETERS
+from training.study.controls import LogisticRegressionControl, UntaughtStudent
 from training.study.grid import Entry, Plan, Section
 from training.study.paper import TARGETS
 from training.study.results import Results, Split
 from training.study.statistics import Spread
 from training.study.tables import PAPER, Group, Table, accuracy_text, by_row, group, names
+from training.study.teacher_system import TeacherSystem
 from training.study.workshop import N_TRAIN
 
-_PROBE = "logistic regression"
-_TEACHER = "teacher"  # the system
-UNTAUGHT = "student without a teacher"  # the system
+_PROBE = LogisticRegressionControl.name
+_TEACHER = TeacherSystem.name
 _TRIED: tuple[Section, ...] = ("main", "losses", "teachers", "size", "qubits", "layers")
 
 
@@ -156,7 +157,7 @@ def _tried(plan: Plan, task: str, results: Results, split: Split) -> list[float]
         Entry(entry.cell, "")  # one row: what is in several sections counts once
         for section in _TRIED
         for entry in plan.entries(section, task)
-        if entry.cell.system in (*plan.students, UNTAUGHT)
+        if entry.cell.system in (*plan.students, UntaughtStudent.name)
     ]
     return [value.mean for g in group(entries, results, split) if (value := g.spread("accuracy"))]
 

@@ -14,9 +14,10 @@ from training.search.results import table as search_table
 from training.study import paper
 from training.study.archive import Archive
 from training.study.baihua import hardware_bars, hardware_table, read_hardware
-from training.study.bounds import UNTAUGHT, bounds_table, target_lines, teacher_table
+from training.study.bounds import bounds_table, target_lines, teacher_table
 from training.study.cells import Track
 from training.study.comparing import comparison_table, comparisons, marks, notes
+from training.study.controls import UntaughtStudent
 from training.study.cost import cost_plot, cost_table, read_cost
 from training.study.grid import Plan, Section, read_plan
 from training.study.plots import Measure, curves, dots
@@ -149,10 +150,10 @@ def write_report(plan: Plan, results: Results, out: Path, split: Split = "test",
     report.parts.append(_INTRODUCTION.format(split=split, done=done, all=len(plan.cells), adapted=adapted))
     if plan.entries("main"):
         report.targets()
-        report.main()
+        report.main(trained)
     if plan.entries("losses"):
         losses = accuracy_table(plan, "losses", "loss", results, split, paper.LOSSES)
-        if any(entry.cell.system == UNTAUGHT for entry in plan.entries("losses")):
+        if any(entry.cell.system == UntaughtStudent.name for entry in plan.entries("losses")):
             losses.notes.append(_LOSSES)
         report.table("Losses (Table 7)", losses)
     if plan.entries("teachers"):
@@ -203,10 +204,9 @@ class _Report:
         lines, self.found["targets"] = target_lines(self.plan, self.results, self.split, paper.TARGETS)
         self.parts += ["## Targets", *lines]
 
-    def main(self) -> None:
+    def main(self, trained: str) -> None:
         plan, results, split = self.plan, self.results, self.split
         parameters = parameter_table(plan, results, split, paper.PARAMETERS)
-        trained = _adapted_parameters(plan, results, split)
         if trained:
             parameters.notes.append(_ADAPTED_PARAMETERS.format(trained=trained))
         self.table("Parameters (Table 3)", parameters)
