@@ -5,6 +5,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 HOST ?= $(or $(QD_HOST),127.0.0.1)
 PORT ?= $(or $(QD_PORT),8000)
 DATA ?= ../shared/data
+CELLS ?= docs/study/cells.json
 TASKS := emotion hiding thematic
 
 VENV := .venv
@@ -78,11 +79,11 @@ adapted-large: $(DEV) ## adapt a larger encoder likewise; no shipped student rea
 	@$(BIN)/qdtrain adapt training/configs/adapt-mpnet.toml --data $(DATA) --out .cache/mpnet-l6-adapted
 	@$(BIN)/qdtrain export-embedder .cache/mpnet-l6-adapted .cache/embedders/mpnet-l6-adapted
 
-study: $(DEV) ## run the cells of the study that are not finished, and keep their results for the report (hours)
-	@$(BIN)/qdtrain study training/configs/study.toml --data $(DATA) --final --export docs/study/cells.json
+study: $(DEV) ## run the cells of the study that CELLS has no results of (docs/study/cells.json), and add theirs
+	@$(BIN)/qdtrain study training/configs/study.toml --data $(DATA) --final --export $(CELLS)
 
-report: $(DEV) ## write the study's tables and plots from the results that are kept
-	@$(BIN)/qdtrain report
+report: $(DEV) ## write the study's tables and plots from the results in CELLS
+	@$(BIN)/qdtrain report --cells $(CELLS)
 
 bundles: $(DEV) ## make the shipped bundles anew from the texts in DATA (an hour or two of teaching)
 	@for task in $(TASKS); do \

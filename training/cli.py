@@ -105,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         help="only cells of this section, system, task, track, teacher or seed; one field may be given several values",
     )
     study.add_argument("--failed", action="store_true", help="only cells that failed when they were last run")
-    study.add_argument("--export", type=Path, metavar="FILE", help="write the grid's results, for the report, here")
+    study.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write the grid's results, for the report, here; results it has are kept",
+    )
     where = study.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, help="processes on this machine, instead of Ray")
     where.add_argument("--ray-address", help="of a Ray cluster; `auto` finds it, `local` (as without) starts Ray here")

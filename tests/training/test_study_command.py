@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from training.cli import main
 from training.data import SPLITS, TaskData, Texts
 from training.errors import ConfigError, DataError
 from training.study import command
+from training.study.archive import Archive
 from training.study.cells import Cell, Options, data_digest
 from training.study.grid import read_plan
 from training.study.system import Soft, System
@@ -149,6 +151,83 @@ def test_study_exports_what_the_report_reads_without_the_cache(
     for name in ("study.md", "study.json", "study/time.png"):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
     assert "2 of 4 cells are measured" in (outs[0] / "study.md").read_text(encoding="utf-8")
+
+
+def test_study_goes_on_from_what_was_exported_where_no_cache_is_left(
+    arguments: list[str], workshop: NamedWorkshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = tmp_path / "cells.json"
+    seed0 = [*arguments, "--final", "--export", str(cells), "--where", "seed=0"]
+    assert main(seed0) == 2
+    first = Archive(cells)
+    shutil.rmtree(workshop.cache)
+    capsys.readouterr()
+    assert main([*arguments, "--final", "--export", str(cells)]) == 2
+    assert statuses(capsys) == {"skipped": 1, "done": 1, "failed": 2}
+    both, one = Archive(cells), make_cell()
+    assert both.entry(one) == first.entry(one) != {}
+    assert both.get(replace(one, seed=1), "test") is not None
+
+
+def test_cell_that_was_exported_without_test_texts_is_run_for_them(
+    arguments: list[str], workshop: NamedWorkshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = tmp_path / "cells.json"
+    main([*arguments, "--export", str(cells)])
+    shutil.rmtree(workshop.cache)
+    capsys.readouterr()
+    main([*arguments, "--final", "--export", str(cells)])
+    assert statuses(capsys) == {"done": 2, "failed": 2}
+    assert Archive(cells).get(make_cell(), "test") is not None
+
+
+def test_results_on_an_embedder_that_is_gone_stay(
+    arguments: list[str], workshop: NamedWorkshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = tmp_path / "cells.json"
+    monkeypatch.setattr(command, "setup_digest", lambda cell, cache: "abc")
+    main([*arguments, "--export", str(cells)])
+    plan = Archive(cells).plan
+    shutil.rmtree(workshop.cache)
+    monkeypatch.setattr(command, "setup_digest", lambda cell, cache: "")
+    main([*arguments, "--export", str(cells), "--where", "seed=0"])
+    assert Archive(cells).plan == plan
+    assert Archive(cells).get(replace(make_cell(), seed=1, setup="abc"), "validation") is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "expected what `qdtrain study --export` writes"),
+        (
+            json.dumps(
+                {
+                    "schema": 1,
+                    "plan": {"tasks": [], "students": [], "controls": [], "cells": [], "sections": {}},
+                    "cells": {make_cell().id: 7},
+                }
+            ),
+            f"cell {make_cell().id}: expected a result with metrics by split, found 7",
+        ),
+    ],
+    ids=["no export", "a damaged cell"],
+)
+def test_export_that_cannot_be_read_is_refused_and_left_as_it_is(
+    arguments: list[str],
+    workshop: NamedWorkshop,
+    tmp_path: Path,
+    content: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cells = tmp_path / "cells.json"
+    cells.write_text(content, encoding="utf-8")
+    assert main([*arguments, "--export", str(cells), "--where", "seed=1"]) == 2
+    out, err = capsys.readouterr()
+    assert f"{cells}: {said}" in err
+    assert not out
+    assert cells.read_text(encoding="utf-8") == content
+    assert not (workshop.cache / "study").exists()
 
 
 @pytest.mark.parametrize("export", ["grid.toml/cells.json", "data"], ids=["below a file", "a folder"])

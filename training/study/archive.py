@@ -38,13 +38,19 @@ _KEPT = (
 )
 
 
-def write_archive(path: Path, plan: Plan, results: CellFolders) -> None:
+def write_archive(path: Path, plan: Plan, results: CellFolders, earlier: Archive | None = None) -> None:
     """Write a plan and what its cells came to.
+
+    Args:
+        path: File; it may be that of `earlier`.
+        plan: What the study has.
+        results: The cells that ran here.
+        earlier: What is kept of cells that have no result here.
 
     Raises:
         StudyError: If a cell's result cannot be read; names the file.
     """
-    cells = {cell.id: entry for cell in plan.cells if (entry := _entry(cell, results)) is not None}
+    cells = {cell.id: entry for cell in plan.cells if (entry := _entry(cell, results, earlier)) is not None}
     # A line a cell: a change of one is a change of one line.
     lines = ",\n".join(f"{json.dumps(name)}: {_line(entry)}" for name, entry in sorted(cells.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +79,21 @@ class Archive:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
             raise StudyError(f"{self.path}: expected the plan of a study, found {exc!r}") from exc
 
-    def get(self, cell: Cell, split: Split) -> Result | None:
+    def entry(self, cell: Cell) -> dict[str, Any]:
+        """All that the file keeps of a cell; empty where that is nothing.
+
+        Raises:
+            StudyError: If it is no cell's; names the file and the cell.
+        """
         entry = self._read["cells"].get(cell.id, {})
         if not isinstance(entry, dict) or not isinstance(entry.get("metrics", {}), dict):
             raise StudyError(
                 f"{self.path}: cell {cell.id}: expected a result with metrics by split, found {entry!r:.80}"
             )
+        return entry
+
+    def get(self, cell: Cell, split: Split) -> Result | None:
+        entry = self.entry(cell)
         if split not in entry.get("metrics", {}):
             return None
         if not entry.keys() >= FIELDS:
@@ -96,8 +111,7 @@ class Archive:
         return Result(cell, entry, correct)
 
     def failure(self, cell: Cell) -> str | None:
-        entry = self._read["cells"].get(cell.id, {})
-        failure: str | None = entry.get("failure") if isinstance(entry, dict) else None
+        failure: str | None = self.entry(cell).get("failure")
         return failure
 
     @cached_property
@@ -118,9 +132,11 @@ class Archive:
         return found
 
 
-def _entry(cell: Cell, results: CellFolders) -> dict[str, Any] | None:
+def _entry(cell: Cell, results: CellFolders, earlier: Archive | None) -> dict[str, Any] | None:
     result, failure = results.result(cell), results.failure(cell)
     entry: dict[str, Any] = {}
+    if result is None and earlier is not None:
+        entry |= earlier.entry(cell)
     if failure is not None:
         # Where the study ran is of no use elsewhere.
         entry["failure"] = failure.replace(str(results.root.parent), "CACHE")

@@ -12,12 +12,12 @@ from tempfile import NamedTemporaryFile
 
 from training.data import load_task
 from training.errors import ConfigError
-from training.study.archive import write_archive
+from training.study.archive import Archive, write_archive
 from training.study.cells import Cell, Options, data_digest
 from training.study.grid import Plan, load_grid, plan_of
 from training.study.registry import SYSTEMS, TEACHERS, setup_digest
 from training.study.report import PLAN
-from training.study.results import CellFolders
+from training.study.results import CellFolders, Split
 from training.study.run import Ran, Work, run_study
 from training.study.runners import make_runner
 from training.study.workshop import NamedWorkshop
@@ -52,12 +52,14 @@ def run_grid(
         failed: Only cells that failed when they were last run.
         n_workers: Processes, without Ray.
         ray_address: Of a Ray cluster.
-        export: File for the results of all the grid's finished cells, written at the end, ctrl-C among the ends.
+        export: File for the results of all the grid's finished cells, written at the end, ctrl-C among the ends. Where
+            it is there already, the study goes on from it: cells whose results it has are finished, and stay in it.
 
     Raises:
         ConfigError: If the grid is wrong, or names a system, a teacher or a cell that there is not, or `export` cannot
             be written.
         DataError: If a task's texts cannot be learned from.
+        StudyError: If `export` is there, and is not what a study exported.
     """
     # Workers need not have this process's folder as theirs.
     data, cache = data.resolve(), cache.resolve()
@@ -65,18 +67,28 @@ def run_grid(
     grid = load_grid(grid_path)
     if export is not None:
         _require_writable(export)  # a study takes days, and this is written at its end
+    earlier = Archive(export) if export is not None and export.exists() else None
     digests = {task: data_digest(load_task(data / task)) for task in sorted(grid.tasks)}
-    plan = plan_of(grid, digests, _seedless(partial(setup_digest, cache=cache)))
+    plan = plan_of(grid, digests, _setup(cache, earlier))
+    if earlier is not None:
+        for cell in plan.cells:
+            earlier.entry(cell)  # what is damaged is told of now, not when all has run
     workshop = NamedWorkshop(SYSTEMS, TEACHERS, data, cache)
     cells = _chosen(plan, only, where, root if failed else None)
     workshop.check(cells)
     runner = make_runner(root, n_workers, ray_address)
     plan.save(root / PLAN)
     try:
-        yield from run_study(cells, Work(workshop, root, final), runner)
+        kept: Split = "test" if final else "validation"
+        yield from run_study(
+            cells,
+            Work(workshop, root, final),
+            runner,
+            lambda cell: earlier is not None and earlier.get(cell, kept) is not None,
+        )
     finally:
         if export is not None:
-            write_archive(export, plan, CellFolders(root))
+            write_archive(export, plan, CellFolders(root), earlier)
 
 
 def _require_writable(path: Path) -> None:
@@ -90,10 +102,23 @@ def _require_writable(path: Path) -> None:
         raise ConfigError(f"--export {path}: expected a file that can be written ({exc.strerror})") from exc
 
 
-def _seedless(setup: Callable[[Cell], str]) -> Callable[[Cell], str]:
-    """Asks once for cells that differ by their seed or options."""
-    asked = once(setup)
-    return lambda cell: asked(replace(cell, seed=0, options=Options()))
+def _setup(cache: Path, earlier: Archive | None) -> Callable[[Cell], str]:
+    """`setup_digest`, asked once for cells that differ by their seed or options.
+
+    An embedder that only a cache holds may not be in this one: its cells are then those of the earlier study, so that
+    their results stay.
+    """
+    asked = once(partial(setup_digest, cache=cache))
+    known = {} if earlier is None else {_seedless(replace(cell, setup="")): cell.setup for cell in earlier.plan.cells}
+
+    def setup(cell: Cell) -> str:
+        return asked(_seedless(cell)) or known.get(_seedless(cell), "")
+
+    return setup
+
+
+def _seedless(cell: Cell) -> Cell:
+    return replace(cell, seed=0, options=Options())
 
 
 def _chosen(plan: Plan, only: Sequence[str] | None, where: Sequence[str], failed_in: Path | None) -> list[Cell]:

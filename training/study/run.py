@@ -70,10 +70,19 @@ class Work:
         return run_cell(cell, self.workshop, self.root, self.final)
 
 
-def run_study(cells: list[Cell], work: Work, runner: Runner) -> Iterator[Ran]:
-    """Run what is not finished; yields what became of every cell, finished ones first."""
+def run_study(
+    cells: list[Cell], work: Work, runner: Runner, elsewhere: Callable[[Cell], bool] = lambda cell: False
+) -> Iterator[Ran]:
+    """Run what is not finished; yields what became of every cell, finished ones first.
+
+    Args:
+        cells: Which.
+        work: How to run one.
+        runner: Where to run them.
+        elsewhere: Whether a cell has a result in another place than `work.root`.
+    """
     work.root.mkdir(parents=True, exist_ok=True)
-    waiting = [cell for cell in cells if not finished(cell, work.root, work.final)]
+    waiting = [cell for cell in cells if not finished(cell, work.root, work.final) and not elsewhere(cell)]
     left = set(waiting)
     yield from (Ran(cell, "skipped") for cell in cells if cell not in left)
     yield from runner.run(work, waiting)
