@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the grid's results, for the report, here; results it has are kept",
     )
+    study.add_argument(
+        "--untimed",
+        action="store_true",
+        help="keep no times: this machine is busy, or is not the one that timed the other cells",
+    )
     where = study.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, help="processes on this machine, instead of Ray")
     where.add_argument("--ray-address", help="of a Ray cluster; `auto` finds it, `local` (as without) starts Ray here")
@@ -210,6 +215,7 @@ def _study(options: argparse.Namespace) -> None:
         n_workers=options.workers,
         ray_address=options.ray_address,
         export=options.export,
+        timed=not options.untimed,
     )
     for ran in runs:
         print(f"{ran.status:<8} {ran.cell}", flush=True)

@@ -28,6 +28,7 @@ from training.checkpoints import read_checkpoint, save_checkpoint
 from training.config import TeacherConfig
 from training.data import Texts
 from training.errors import DivergedError, TeacherError
+from training.precision import autocast, products
 from training.steps import rate_share, shuffled_batches
 
 _HEADS = ("score", "classifier")  # what the families call the layer that makes logits; it is tuned whole
@@ -191,7 +192,8 @@ def finetune(classifier: Classifier, train: Texts, folder: Path, progress: bool)
             mean_loss = accelerator.reduce(loss.detach(), "mean").item()
             _require_number("loss", mean_loss, step, len(plan), config, checkpoint)
             optimiser.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
+            with products(config.precision, accelerator.device.type):
+                accelerator.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             _require_number("gradient", norm.item(), step, len(plan), config, checkpoint)
             updating = True
@@ -265,7 +267,7 @@ def _seed_step(config: TeacherConfig, step: int, accelerator: Accelerator) -> No
 def _forward(model: torch.nn.Module, classifier: Classifier, tokens: list[list[int]]) -> torch.Tensor:
     device = classifier.accelerator.device
     batch = classifier.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=classifier.config.precision == "bf16"):
+    with autocast(classifier.config.precision, device.type):
         logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits.float()
 

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from training.baselines.batches import Batch, Tokens
 from training.baselines.distilbert import DistilBERT, cosine_loss
-from training.baselines.loop import LoopConfig, autocast, checkpoint_path, predict, train
+from training.baselines.loop import LoopConfig, checkpoint_path, predict, train
 from training.baselines.minillm import MiniLLM, reverse_kl
 from training.baselines.pkd import PKD, patient_loss
 from training.baselines.teaching import said, teacher_states
@@ -36,6 +36,7 @@ from training.baselines.transformer import (
 from training.data import TaskData, Texts
 from training.errors import CheckpointError, DivergedError, EncoderError, TeacherError
 from training.losses import soft_loss
+from training.precision import autocast
 from training.steps import rate_share
 from training.study.system import Lesson, Outcome, Soft, System
 

@@ -169,6 +169,16 @@ def test_study_goes_on_from_what_was_exported_where_no_cache_is_left(
     assert both.get(replace(one, seed=1), "test") is not None
 
 
+def test_untimed_cells_stand_in_no_mean_of_times(arguments: list[str], tmp_path: Path) -> None:
+    cells = tmp_path / "cells.json"
+    main([*arguments, "--final", "--export", str(cells), "--where", "seed=0"])
+    main([*arguments, "--final", "--export", str(cells), "--untimed"])
+    times = [Archive(cells).entry(replace(make_cell(), seed=seed))["distil_seconds"] for seed in (0, 1)]
+    assert times[0] > 0
+    assert times[1] is None
+    assert main(["report", "--cells", str(cells), "--out", str(tmp_path / "docs")]) == 0
+
+
 def test_cell_that_was_exported_without_test_texts_is_run_for_them(
     arguments: list[str], workshop: NamedWorkshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_failed_cell_is_run_again_and_its_error_goes(root: Path) -> None:
     assert run_cell(one, FakeWorkshop(root.parent, {"fails": None}), root).status == "done"
     assert not (root / one.id / "error.json").exists()
     assert CellFolders(root).failure(one) is None
+
+
+def test_untimed_cell_keeps_no_times_and_all_else(root: Path) -> None:
+    ran(root, cell())
+    workshop, timed = FakeWorkshop(root.parent), read(root, "result.json", cell().id)
+    shutil.rmtree(root / cell().id)
+    run_cell(cell(), workshop, root, final=True, timed=False)
+    found = read(root, "result.json", cell().id)
+    assert (found["distil_seconds"], found["inference_us"]) == (None, None)
+    assert found["metrics"] == timed["metrics"]
+    assert found["n_trainable"] == timed["n_trainable"]
 
 
 def test_time_that_a_system_states_is_not_measured(root: Path) -> None:

@@ -23,10 +23,9 @@ from training.baselines.batches import Batch, Tokens
 from training.checkpoints import read_checkpoint, save_checkpoint
 from training.errors import DivergedError
 from training.locks import alone
+from training.precision import Precision, autocast, products
 from training.steps import rate_share
 from training.study.system import Lesson
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -159,11 +158,6 @@ def train(
     model.load_state_dict(run.kept)
     model.eval()
     return run.history
-
-
-def autocast(precision: Precision) -> torch.autocast:
-    """Where matrices are multiplied in bfloat16, or, for `fp32`, as they are."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @torch.inference_mode()
@@ -325,7 +319,8 @@ def _train_epoch(
         with autocast(config.precision):
             value = loss(texts.batch(rows))
         optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        with products(config.precision):
+            value.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
         # A gradient that is no number would spoil the weights that this epoch ends with.
         for what, found in (("loss", value.detach()), ("gradient of the loss", norm)):

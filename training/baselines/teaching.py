@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from training.baselines.batches import Batch, Tokens
-from training.baselines.loop import LoopConfig, autocast
+from training.baselines.loop import LoopConfig
 from training.baselines.transformer import Classifier, States, states
 from training.errors import TeacherError
+from training.precision import autocast
 from training.study.system import Lesson
 
 TeacherSource: TypeAlias = PreTrainedModel | Callable[[Lesson], PreTrainedModel]

@@ -36,6 +36,7 @@ def run_grid(
     n_workers: int | None = None,
     ray_address: str | None = None,
     export: Path | None = None,
+    timed: bool = True,
 ) -> Iterator[Ran]:
     """Run what is not finished of a grid, and leave plan and results for the report.
 
@@ -54,6 +55,7 @@ def run_grid(
         ray_address: Of a Ray cluster.
         export: File for the results of all the grid's finished cells, written at the end, ctrl-C among the ends. Where
             it is there already, the study goes on from it: cells whose results it has are finished, and stay in it.
+        timed: Keep how long cells took: not where this machine is busy, or another than that of the other cells.
 
     Raises:
         ConfigError: If the grid is wrong, or names a system, a teacher or a cell that there is not, or `export` cannot
@@ -82,7 +84,7 @@ def run_grid(
         kept: Split = "test" if final else "validation"
         yield from run_study(
             cells,
-            Work(workshop, root, final),
+            Work(workshop, root, final, timed),
             runner,
             lambda cell: earlier is not None and earlier.get(cell, kept) is not None,
         )

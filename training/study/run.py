@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,9 +65,10 @@ class Work:
     workshop: Workshop
     root: Path
     final: bool
+    timed: bool = True
 
     def __call__(self, cell: Cell) -> Ran:
-        return run_cell(cell, self.workshop, self.root, self.final)
+        return run_cell(cell, self.workshop, self.root, self.final, self.timed)
 
 
 def run_study(
@@ -97,7 +98,7 @@ def finished(cell: Cell, root: Path, final: bool) -> bool:
     return isinstance(metrics, dict) and ("test" in metrics or not final)
 
 
-def run_cell(cell: Cell, workshop: Workshop, root: Path, final: bool = False) -> Ran:
+def run_cell(cell: Cell, workshop: Workshop, root: Path, final: bool = False, timed: bool = True) -> Ran:
     """Run a cell into `root/<id>/`, unless it is finished.
 
     It writes cell.json, result.json and predictions.npz, all or none. A cell that fails leaves error.json instead,
@@ -108,20 +109,21 @@ def run_cell(cell: Cell, workshop: Workshop, root: Path, final: bool = False) ->
         workshop: Where its system and lesson come from.
         root: Folder of all cells.
         final: Also measure on the test texts.
+        timed: Keep how long it took; else its times are None, which no mean counts.
     """
     # Two studies may have a cell in common: one runs it, the other then finds it finished.
     with alone(root / ".locks" / cell.id):
         if finished(cell, root, final):
             return Ran(cell, "skipped")
         try:
-            result, arrays = _run(cell, workshop, final)
+            result, arrays = _run(cell, workshop, final, timed)
             _write(root / cell.id, cell, result, arrays)
         except Exception as exc:  # whatever it is, the other cells go on
             return record_failure(cell, root, exc)
     return Ran(cell, "done")
 
 
-def _run(cell: Cell, workshop: Workshop, final: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _run(cell: Cell, workshop: Workshop, final: bool, timed: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What becomes result.json and predictions.npz."""
     started = _now()
     lesson = workshop.lesson(cell)
@@ -129,6 +131,8 @@ def _run(cell: Cell, workshop: Workshop, final: bool) -> tuple[dict[str, Any], d
     begin = time.process_time()
     outcome = system.learn(lesson)
     learn_seconds = time.process_time() - begin
+    if not timed:
+        outcome = replace(outcome, facts={**outcome.facts, "seconds_per_epoch": None, "inference_us": None})
     arrays, metrics = _measure(cell, outcome.learned, lesson, final)
     result = {
         **_figures(outcome, learn_seconds, lesson.data.validation),
