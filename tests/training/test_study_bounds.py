@@ -103,9 +103,9 @@ def test_what_bounds_a_student_is_said_by_its_figures(results: CellFolders, monk
         "logistic regression: what the last step in texts adds": f"{gain:+.4f} (1,000 to 2,400 texts)",
     }
     (said,) = table.notes
-    assert f"the best track is {0.9 - accuracy(0.7):.4f} below its target" in said
-    assert "the best teacher itself is 0.1000 above it (1.0000)" in said
-    assert f"the best linear probe is {0.9 - accuracy(0.8):.4f} below it" in said
+    assert f"on frozen the best student is {0.9 - accuracy(0.7):.4f} below it ({accuracy(0.7):.4f}), a linear" in said
+    assert f"a linear probe of its features {0.9 - accuracy(0.8):.4f} below it" in said
+    assert "the best teacher itself, bloom, is 0.1000 above it (1.0000)" in said
     assert f"logistic regression on 2,400 instead of 1,000 texts still gains {gain:+.4f}" in said
 
 
@@ -115,7 +115,21 @@ def test_nothing_bounds_a_student_that_reaches_its_target(
     monkeypatch.setattr(bounds, "TARGETS", {TASK: 0.5})
     found = plan(main=students(0.9))
     ran(results.root, *found.cells)
-    assert bounds_table(found, results, "test").notes == ["Weather: the best track reaches its target."]
+    assert bounds_table(found, results, "test").notes == ["Weather: the target is reached on every track."]
+
+
+def test_track_that_misses_is_told_from_one_that_reaches(results: CellFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "TARGETS", {TASK: 0.8})
+    small, large = cell(share=0.7), cell(track="adapted", share=0.9)
+    tried = Entry(cell(layers=3, share=0.5), 3), Entry(cell(track="adapted", layers=3, share=0.9), 3)
+    found = plan(main=(Entry(small, "student"), Entry(large, "student")), layers=tried)
+    ran(results.root, *found.cells)
+    (said,) = bounds_table(found, results, "test").notes
+    below = f"{0.8 - accuracy(0.7):.4f} below it ({accuracy(0.7):.4f})"
+    assert said == (
+        f"Weather: the target is reached on adapted; on frozen the best student is {below}; "
+        f"of the 2 student configurations there the best on these very texts is {below}."
+    )
 
 
 def test_validation_texts_say_nothing_of_a_target(results: CellFolders, monkeypatch: pytest.MonkeyPatch) -> None:
