@@ -161,7 +161,7 @@ def _best(groups: Sequence[Group], key: Callable[[Cell], str | None]) -> dict[st
     found: dict[str, float] = {}
     for one in groups:
         if value := one.spread("accuracy"):
-            name = key(one.cells[0]) or "none"
+            name = key(one.first) or "none"
             found[name] = max(value.mean, found.get(name, 0.0))
     return found
 
